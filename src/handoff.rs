@@ -1,0 +1,221 @@
+//! Bounded mailboxes: a hand-off is the only way onto the data path's actors.
+//!
+//! actix lets every sender but a never-cloned handle ignore a mailbox's capacity, and wakes nobody when room appears. So the
+//! bound is ours: a [`Handoff`] holds the recipient and as many slots as `[mailbox]` says; a message travels with its slot and
+//! the receiver gives the slot up once it has taken the contents over. Waiting senders are woken in order. Facts that flow
+//! upstream (acks, outcomes, session ends) never come this way: a slot on both directions would close a cycle.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Depth, high-water mark and time spent waiting for room of one kind of actor's mailboxes, summed over its actors.
+#[derive(Debug, Default)]
+pub struct MailboxGauge {
+    capacity: AtomicUsize,
+    depth: AtomicUsize,
+    high_water: AtomicUsize,
+    waited_us: AtomicU64,
+}
+
+impl MailboxGauge {
+    /// Messages that hold a slot now.
+    pub fn depth(&self) -> usize {
+        self.depth.load(Relaxed)
+    }
+
+    /// The greatest depth seen.
+    pub fn high_water(&self) -> usize {
+        self.high_water.load(Relaxed)
+    }
+
+    /// Slots of one mailbox of this kind, as configured.
+    pub fn capacity(&self) -> usize {
+        self.capacity.load(Relaxed)
+    }
+
+    /// How long senders waited for a slot, since the start.
+    pub fn waited(&self) -> Duration {
+        Duration::from_micros(self.waited_us.load(Relaxed))
+    }
+
+    /// Notes the configured slots of a mailbox.
+    pub fn set_capacity(&self, slots: usize) {
+        self.capacity.store(slots, Relaxed);
+    }
+
+    /// A message took a slot.
+    pub fn entered(&self) {
+        let depth = self.depth.fetch_add(1, Relaxed) + 1;
+        self.high_water.fetch_max(depth, Relaxed);
+    }
+
+    /// A message gave its slot up.
+    pub fn left(&self) {
+        self.depth.fetch_sub(1, Relaxed);
+    }
+
+    /// A sender waited this long for a slot.
+    pub fn waited_for(&self, time: Duration) {
+        self.waited_us.fetch_add(time.as_micros() as u64, Relaxed);
+    }
+}
+
+/// The right to be in a mailbox; dropping it makes room for the next message.
+#[derive(Debug)]
+pub struct Slot {
+    _permit: OwnedSemaphorePermit,
+    gauge: Arc<MailboxGauge>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.gauge.left();
+    }
+}
+
+/// A message with the slot it occupies.
+#[derive(Debug)]
+pub struct Carried<M> {
+    /// What the sender sent.
+    pub message: M,
+    /// Held until the contents have been taken over.
+    pub slot: Slot,
+}
+
+impl<M: 'static> Message for Carried<M> {
+    type Result = ();
+}
+
+/// The receiving actor is gone; the message comes back.
+#[derive(Debug)]
+pub struct HandoffClosed<M>(pub M);
+
+/// The sending end of one actor's bounded mailbox. Cheap to clone; all clones share the slots.
+pub struct Handoff<M: Send + 'static> {
+    recipient: Recipient<Carried<M>>,
+    slots: Arc<Semaphore>,
+    gauge: Arc<MailboxGauge>,
+}
+
+impl<M: Send + 'static> Clone for Handoff<M> {
+    fn clone(&self) -> Self {
+        Handoff { recipient: self.recipient.clone(), slots: self.slots.clone(), gauge: self.gauge.clone() }
+    }
+}
+
+impl<M: Send + 'static> Handoff<M> {
+    /// A mailbox of `slots` messages in front of `recipient`, counted in `gauge`.
+    pub fn new(recipient: Recipient<Carried<M>>, slots: usize, gauge: Arc<MailboxGauge>) -> Self {
+        gauge.set_capacity(slots);
+        Handoff { recipient, slots: Arc::new(Semaphore::new(slots)), gauge }
+    }
+
+    /// Whether the receiving actor still runs.
+    pub fn connected(&self) -> bool {
+        self.recipient.connected()
+    }
+
+    /// Sends as soon as there is a slot. Slots are given in the order they were asked for, so one sender that awaits each
+    /// send before the next keeps its order.
+    ///
+    /// # Errors
+    /// [`HandoffClosed`] with the message when the actor is gone.
+    pub async fn send(&self, message: M) -> Result<(), HandoffClosed<M>> {
+        let permit = match self.slots.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let since = tokio::time::Instant::now();
+                let permit = self.slots.clone().acquire_owned().await;
+                self.gauge.waited_for(since.elapsed());
+                match permit {
+                    Ok(permit) => permit,
+                    Err(_) => return Err(HandoffClosed(message)),
+                }
+            }
+        };
+        if !self.recipient.connected() {
+            return Err(HandoffClosed(message));
+        }
+        self.gauge.entered();
+        let slot = Slot { _permit: permit, gauge: self.gauge.clone() };
+        // Ignores actix's own capacity on purpose: the slot is the bound.
+        self.recipient.do_send(Carried { message, slot });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    struct Sink(Rc<RefCell<Vec<Carried<u32>>>>);
+
+    impl Actor for Sink {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Carried<u32>> for Sink {
+        type Result = ();
+        fn handle(&mut self, carried: Carried<u32>, _: &mut Self::Context) {
+            self.0.borrow_mut().push(carried);
+        }
+    }
+
+    async fn settle() {
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[actix::test]
+    async fn a_sender_waits_until_the_receiver_gives_a_slot_up_and_order_is_kept() {
+        let held = Rc::new(RefCell::new(Vec::new()));
+        let gauge = Arc::new(MailboxGauge::default());
+        let handoff = Handoff::new(Sink(held.clone()).start().recipient(), 2, gauge.clone());
+        let sender = handoff.clone();
+        actix::spawn(async move {
+            for n in 0..5 {
+                sender.send(n).await.unwrap();
+            }
+        });
+        settle().await;
+        assert_eq!(held.borrow().len(), 2, "the mailbox holds what it is configured for, although actix would take more");
+        assert_eq!((gauge.depth(), gauge.capacity()), (2, 2));
+        let mut seen = Vec::new();
+        while seen.len() < 5 {
+            let carried = held.borrow_mut().remove(0);
+            seen.push(carried.message);
+            drop(carried);
+            settle().await;
+        }
+        assert_eq!(seen, [0, 1, 2, 3, 4]);
+        assert_eq!((gauge.depth(), gauge.high_water()), (0, 2));
+    }
+
+    #[actix::test]
+    async fn a_message_to_an_actor_that_is_gone_comes_back() {
+        struct Gone;
+        impl Actor for Gone {
+            type Context = Context<Self>;
+            fn started(&mut self, ctx: &mut Self::Context) {
+                ctx.stop();
+            }
+        }
+        impl Handler<Carried<u32>> for Gone {
+            type Result = ();
+            fn handle(&mut self, _: Carried<u32>, _: &mut Self::Context) {}
+        }
+        let addr = Gone.start();
+        let handoff = Handoff::new(addr.clone().recipient(), 1, Arc::default());
+        while addr.connected() {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(handoff.send(7).await, Err(HandoffClosed(7))));
+    }
+}

@@ -1,0 +1,541 @@
+//! The one file that names `rdkafka`: the consumer of a flow, the producer of events and dead letters, and topics.
+//!
+//! Nothing here knows what a record means. Offsets are committed only when the caller says so.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError as RdKafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::{Kafka, StartAt};
+
+/// How long a question to the broker may take before it is asked again or given up.
+const ASK: Duration = Duration::from_secs(5);
+
+/// What can go wrong between evrepl and Kafka.
+#[derive(Debug, thiserror::Error)]
+pub enum KafkaError {
+    /// librdkafka refused the settings; never worth a retry.
+    #[error("kafka settings refused: {0}")]
+    Settings(String),
+    /// The broker did not do what it was asked; worth a retry.
+    #[error("kafka: {0}")]
+    Broker(String),
+    /// This consumer can never work again: another process runs under the same `node`, or the broker refused it for good.
+    #[error("kafka consumer is fenced or refused for good: {0}")]
+    Fatal(String),
+}
+
+impl KafkaError {
+    /// Whether the same call may work later.
+    pub fn may_be_retried(&self) -> bool {
+        matches!(self, KafkaError::Broker(_))
+    }
+}
+
+impl From<RdKafkaError> for KafkaError {
+    fn from(error: RdKafkaError) -> Self {
+        match error {
+            RdKafkaError::ClientConfig(..) | RdKafkaError::ClientCreation(_) => KafkaError::Settings(error.to_string()),
+            RdKafkaError::MessageConsumptionFatal(_) => KafkaError::Fatal(error.to_string()),
+            other => KafkaError::Broker(other.to_string()),
+        }
+    }
+}
+
+/// One partition of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// The topic's name.
+    pub topic: String,
+    /// The partition's number.
+    pub partition: i32,
+}
+
+/// What the consumer of a flow is told while it polls, on the polling thread.
+pub trait RebalanceListener: Send + Sync {
+    /// These partitions are ours now; records follow.
+    fn assigned(&self, partitions: &[TopicPartition]);
+    /// These partitions are about to be taken: finish within a bounded time and say which offsets to commit.
+    fn revoking(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)>;
+}
+
+/// A record, borrowed from librdkafka until the next poll.
+pub struct Record<'a> {
+    message: rdkafka::message::BorrowedMessage<'a>,
+}
+
+impl Record<'_> {
+    /// The topic's name.
+    pub fn topic(&self) -> &str {
+        self.message.topic()
+    }
+    /// The partition's number.
+    pub fn partition(&self) -> i32 {
+        self.message.partition()
+    }
+    /// The record's offset in its partition.
+    pub fn offset(&self) -> i64 {
+        self.message.offset()
+    }
+    /// The record's key; empty when it has none.
+    pub fn key(&self) -> &[u8] {
+        self.message.key().unwrap_or_default()
+    }
+    /// The record's value; empty when it has none.
+    pub fn value(&self) -> &[u8] {
+        self.message.payload().unwrap_or_default()
+    }
+    /// Milliseconds since the epoch; 0 when the broker does not know.
+    pub fn timestamp_ms(&self) -> i64 {
+        self.message.timestamp().to_millis().unwrap_or(0)
+    }
+    /// The record's headers, in order.
+    pub fn for_each_header(&self, mut each: impl FnMut(&str, &[u8])) {
+        if let Some(headers) = self.message.headers() {
+            for header in headers.iter() {
+                each(header.key, header.value.unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// What one poll brought.
+pub enum Polled<'a> {
+    /// A record of a partition that is ours.
+    Record(Record<'a>),
+    /// No record within the time; callbacks may have run.
+    Nothing,
+    /// Kafka is not well; polling goes on.
+    Trouble(KafkaError),
+}
+
+/// Settings common to every client: the user's properties, then those that evrepl owns.
+fn client_config(kafka: &Kafka, client_id: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (name, value) in &kafka.properties {
+        config.set(name, value);
+    }
+    config
+        .set("bootstrap.servers", kafka.brokers.join(","))
+        .set("client.id", client_id)
+        // Added partitions are consumed within seconds; librdkafka's default is five minutes.
+        .set_if_absent(kafka, "topic.metadata.refresh.interval.ms", "2000")
+        // A broker that comes back is found at once; the default backs off to ten seconds.
+        .set_if_absent(kafka, "reconnect.backoff.max.ms", "1000")
+        .set_log_level(RDKafkaLogLevel::Warning);
+    config
+}
+
+trait SetIfAbsent {
+    fn set_if_absent(&mut self, kafka: &Kafka, name: &str, value: &str) -> &mut Self;
+}
+
+impl SetIfAbsent for ClientConfig {
+    fn set_if_absent(&mut self, kafka: &Kafka, name: &str, value: &str) -> &mut Self {
+        if !kafka.properties.contains_key(name) {
+            self.set(name, value);
+        }
+        self
+    }
+}
+
+/// librdkafka's callbacks for a flow's consumer.
+struct FlowContext {
+    start_at: StartAt,
+    listener: Box<dyn RebalanceListener>,
+    /// Partitions each topic had when the flow first saw it: a commit carries the number as metadata, so that a partition
+    /// added later is told from one that was there when `start_at` was decided.
+    born: std::sync::Mutex<HashMap<String, i32>>,
+}
+
+impl ClientContext for FlowContext {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        log_librdkafka(level, fac, message);
+    }
+    fn error(&self, error: RdKafkaError, reason: &str) {
+        tracing::warn!(error = %error, reason, "kafka consumer");
+    }
+}
+
+fn log_librdkafka(level: RDKafkaLogLevel, fac: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+            tracing::warn!(facility = fac, message, "librdkafka");
+        }
+        _ => tracing::debug!(facility = fac, message, "librdkafka"),
+    }
+}
+
+impl ConsumerContext for FlowContext {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions: Vec<TopicPartition> = list
+            .elements()
+            .iter()
+            .map(|e| TopicPartition { topic: e.topic().to_owned(), partition: e.partition() })
+            .collect();
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        match err {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                if let Err(error) = self.place(consumer, list) {
+                    // librdkafka then starts at the committed offsets, or at the earliest: nothing is lost by it.
+                    tracing::warn!(%error, "start positions could not be read, using what is committed");
+                }
+                self.listener.assigned(&partitions);
+                let done = if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
+                if let Err(error) = done {
+                    tracing::error!(%error, "partitions could not be taken");
+                }
+            }
+            _ => {
+                let commits = self.listener.revoking(&partitions);
+                if let Err(error) = self.commit(consumer, &commits, CommitMode::Sync) {
+                    // Whoever reads next consumes again: harmless, but worth knowing.
+                    tracing::warn!(%error, "offsets of revoked partitions were not committed");
+                }
+                let done = if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
+                if let Err(error) = done {
+                    tracing::error!(%error, "partitions could not be given back");
+                }
+            }
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "offset commit failed; the next one covers it");
+        }
+    }
+}
+
+impl FlowContext {
+    /// Sets each partition's first offset: what is committed; else `start_at` for a partition that was there when the flow
+    /// was born; else its beginning. First positions are committed at once.
+    fn place(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> KafkaResult<()> {
+        let mut topics: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+        for element in list.elements() {
+            topics.entry(element.topic().to_owned()).or_default().push(element.partition());
+        }
+        let mut first = Vec::new();
+        for (topic, mine) in topics {
+            let metadata = consumer.fetch_metadata(Some(&topic), ASK)?;
+            let count = metadata.topics().first().map_or(0, |t| t.partitions().len() as i32);
+            let mut all = TopicPartitionList::new();
+            for partition in 0..count {
+                all.add_partition(&topic, partition);
+            }
+            let committed = consumer.committed_offsets(all, ASK)?;
+            let known = committed.elements();
+            let born = known
+                .iter()
+                .filter(|e| matches!(e.offset(), Offset::Offset(_)))
+                .find_map(|e| e.metadata().strip_prefix(BORN)?.parse().ok())
+                // Committed by somebody else's hand: the flow existed, so what has no commit was added later.
+                .or_else(|| known.iter().any(|e| matches!(e.offset(), Offset::Offset(_))).then_some(0))
+                .unwrap_or(count);
+            self.born_lock().insert(topic.clone(), born);
+            for partition in mine {
+                let at = known.iter().find(|e| e.partition() == partition).map(|e| e.offset());
+                let offset = match at {
+                    Some(Offset::Offset(offset)) => offset,
+                    _ => {
+                        let (low, high) = consumer.fetch_watermarks(&topic, partition, ASK)?;
+                        let latest = self.start_at == StartAt::Latest && partition < born;
+                        let offset = if latest { high } else { low };
+                        first.push((TopicPartition { topic: topic.clone(), partition }, offset));
+                        offset
+                    }
+                };
+                list.set_partition_offset(&topic, partition, Offset::Offset(offset))?;
+            }
+        }
+        self.commit(consumer, &first, CommitMode::Sync)
+    }
+
+    fn commit(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        offsets: &[(TopicPartition, i64)],
+        mode: CommitMode,
+    ) -> KafkaResult<()> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        let born = self.born_lock();
+        for (at, offset) in offsets {
+            let mut element = list.add_partition(&at.topic, at.partition);
+            element.set_offset(Offset::Offset(*offset))?;
+            if let Some(born) = born.get(&at.topic) {
+                element.set_metadata(format!("{BORN}{born}"));
+            }
+        }
+        drop(born);
+        consumer.commit(&list, mode)
+    }
+
+    fn born_lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, i32>> {
+        self.born.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Prefix of the commit metadata that says how many partitions the topic had when the flow was born.
+const BORN: &str = "evrepl born=";
+
+/// The consumer of one flow, for its poll thread alone.
+pub struct FlowConsumer {
+    consumer: BaseConsumer<FlowContext>,
+}
+
+impl FlowConsumer {
+    /// A consumer of `group`, a static member under the name `node`, of these topics. `listener` is called while polling.
+    ///
+    /// # Errors
+    /// [`KafkaError::Settings`] when librdkafka refuses a property.
+    pub fn new(
+        kafka: &Kafka,
+        group: &str,
+        node: &str,
+        topics: &[&str],
+        prefetch_bytes: usize,
+        listener: Box<dyn RebalanceListener>,
+    ) -> Result<Self, KafkaError> {
+        let session_ms = kafka.session_timeout.as_millis().to_string();
+        let prefetch_kib = (prefetch_bytes / 1024).max(1024).to_string();
+        let mut config = client_config(kafka, node);
+        config
+            .set("group.id", group)
+            .set("group.instance.id", node)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", &session_ms)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // Positions are set explicitly at assignment; this governs only offsets that retention has removed since.
+            .set("auto.offset.reset", "earliest")
+            .set_if_absent(kafka, "heartbeat.interval.ms", "500")
+            // One queue holds every partition's prefetched records: its memory is part of the documented bound.
+            .set_if_absent(kafka, "queued.max.messages.kbytes", &prefetch_kib)
+            .set_if_absent(kafka, "queued.min.messages", "50000")
+            // After the queue was full, fetch again at once; librdkafka's default waits a second.
+            .set_if_absent(kafka, "fetch.queue.backoff.ms", "10")
+            .set_if_absent(kafka, "fetch.wait.max.ms", "100")
+            .set_if_absent(kafka, "fetch.error.backoff.ms", "100");
+        let context = FlowContext { start_at: kafka.start_at, listener, born: Default::default() };
+        let consumer: BaseConsumer<FlowContext> = config.create_with_context(context)?;
+        consumer.subscribe(topics)?;
+        Ok(FlowConsumer { consumer })
+    }
+
+    /// Waits up to `timeout` for a record, running rebalance callbacks meanwhile.
+    pub fn poll(&self, timeout: Duration) -> Polled<'_> {
+        match self.consumer.poll(timeout) {
+            None => Polled::Nothing,
+            Some(Ok(message)) => Polled::Record(Record { message }),
+            Some(Err(RdKafkaError::PartitionEOF(_))) => Polled::Nothing,
+            Some(Err(error)) => {
+                let fatal = self.consumer.client().fatal_error().map(|(_, reason)| KafkaError::Fatal(reason));
+                Polled::Trouble(fatal.unwrap_or_else(|| error.into()))
+            }
+        }
+    }
+
+    /// Stops fetching a partition; what librdkafka had prefetched of it is thrown away and fetched again later.
+    pub fn pause(&self, at: &TopicPartition) -> Result<(), KafkaError> {
+        Ok(self.consumer.pause(&one(at))?)
+    }
+
+    /// Fetches a paused partition again, from where it was.
+    pub fn resume(&self, at: &TopicPartition) -> Result<(), KafkaError> {
+        Ok(self.consumer.resume(&one(at))?)
+    }
+
+    /// Writes watermarks to Kafka without waiting for the answer.
+    pub fn commit(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
+        Ok(self.consumer.context().commit(&self.consumer, offsets, CommitMode::Async)?)
+    }
+
+    /// Writes watermarks to Kafka and waits for the answer.
+    pub fn commit_and_wait(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
+        Ok(self.consumer.context().commit(&self.consumer, offsets, CommitMode::Sync)?)
+    }
+
+    /// The high watermark that the last fetch of a partition reported: one above its last record.
+    pub fn cached_high_watermark(&self, at: &TopicPartition) -> Option<i64> {
+        // Asks librdkafka's cache, not the broker.
+        cached_watermarks(&self.consumer, at)
+    }
+}
+
+#[allow(unsafe_code, reason = "rust-rdkafka has no binding for rd_kafka_get_watermark_offsets, which reads a local cache")]
+fn cached_watermarks(consumer: &BaseConsumer<FlowContext>, at: &TopicPartition) -> Option<i64> {
+    let topic = std::ffi::CString::new(at.topic.as_str()).ok()?;
+    let (mut low, mut high) = (-1i64, -1i64);
+    // SAFETY: the client outlives the call, the topic name is a C string, and the two integers are written before it returns.
+    let code = unsafe {
+        rdkafka::bindings::rd_kafka_get_watermark_offsets(
+            consumer.client().native_ptr(),
+            topic.as_ptr(),
+            at.partition,
+            &mut low,
+            &mut high,
+        )
+    };
+    (code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+}
+
+fn one(at: &TopicPartition) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(1);
+    list.add_partition(&at.topic, at.partition);
+    list
+}
+
+/// What is produced: an event, a dead letter, later a retry.
+#[derive(Clone, Debug, Default)]
+pub struct Produce<'a> {
+    /// Topic to produce to.
+    pub topic: &'a str,
+    /// Record key: the cache key.
+    pub key: &'a [u8],
+    /// Record value.
+    pub value: &'a [u8],
+    /// Record headers, in order.
+    pub headers: &'a [(&'a str, &'a [u8])],
+    /// Produced-at in milliseconds since the epoch; now when absent.
+    pub timestamp_ms: Option<i64>,
+}
+
+struct ProducerContext;
+
+impl ClientContext for ProducerContext {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        log_librdkafka(level, fac, message);
+    }
+    fn error(&self, error: RdKafkaError, reason: &str) {
+        tracing::debug!(error = %error, reason, "kafka producer");
+    }
+}
+
+/// A producer that says when Kafka has acknowledged. Cheap to clone.
+#[derive(Clone)]
+pub struct Producer {
+    producer: FutureProducer<ProducerContext>,
+}
+
+impl Producer {
+    /// A producer with every replica's acknowledgement and no duplicates by its own retries.
+    ///
+    /// # Errors
+    /// [`KafkaError::Settings`] when librdkafka refuses a property.
+    pub fn new(kafka: &Kafka, client_id: &str) -> Result<Self, KafkaError> {
+        let mut config = client_config(kafka, client_id);
+        config
+            .set_if_absent(kafka, "enable.idempotence", "true")
+            // Interactive: nobody waits for a batch to fill.
+            .set_if_absent(kafka, "linger.ms", "1");
+        Ok(Producer { producer: config.create_with_context(ProducerContext)? })
+    }
+
+    /// Produces one record and waits until Kafka has acknowledged it; gives partition and offset.
+    ///
+    /// # Errors
+    /// [`KafkaError::Broker`] when Kafka did not take it within `timeout`; whether it was written is then unknown.
+    pub async fn send(&self, record: &Produce<'_>, timeout: Duration) -> Result<(i32, i64), KafkaError> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in record.headers {
+            headers = headers.insert(Header { key, value: Some(*value) });
+        }
+        let mut out = FutureRecord::to(record.topic).key(record.key).payload(record.value);
+        if !record.headers.is_empty() {
+            out = out.headers(headers);
+        }
+        if let Some(at) = record.timestamp_ms {
+            out = out.timestamp(at);
+        }
+        match tokio::time::timeout(timeout, self.producer.send(out, timeout)).await {
+            Ok(Ok(delivery)) => Ok((delivery.partition, delivery.offset)),
+            Ok(Err((error, _))) => Err(error.into()),
+            Err(_) => Err(KafkaError::Broker(format!("no acknowledgement within {timeout:?}"))),
+        }
+    }
+
+    /// Waits until everything produced has been acknowledged or `timeout` has passed. Blocks the thread.
+    pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
+        Ok(self.producer.flush(timeout)?)
+    }
+}
+
+/// What the broker says about the topics that were asked for.
+pub type TopicCounts = BTreeMap<String, Option<i32>>;
+
+/// Topics, seen from outside any flow. Every call blocks its thread.
+pub struct Topics {
+    admin: AdminClient<DefaultClientContext>,
+}
+
+impl Topics {
+    /// A client for topics.
+    ///
+    /// # Errors
+    /// [`KafkaError::Settings`] when librdkafka refuses a property.
+    pub fn new(kafka: &Kafka, client_id: &str) -> Result<Self, KafkaError> {
+        let mut config = client_config(kafka, client_id);
+        // Asking for a topic's metadata must not make it; only a deliberate step below does.
+        config.set("allow.auto.create.topics", "false");
+        Ok(Topics { admin: config.create()? })
+    }
+
+    /// Partitions of each topic, `None` for one that does not exist.
+    ///
+    /// # Errors
+    /// [`KafkaError::Broker`] when no broker answers in time.
+    pub fn partitions(&self, topics: &[String], timeout: Duration) -> Result<TopicCounts, KafkaError> {
+        let mut counts = TopicCounts::new();
+        for topic in topics {
+            let metadata = self.admin.inner().fetch_metadata(Some(topic), timeout)?;
+            let found = metadata.topics().iter().find(|t| t.name() == topic);
+            let count = found.filter(|t| t.error().is_none()).map(|t| t.partitions().len() as i32);
+            counts.insert(topic.clone(), count.filter(|&n| n > 0));
+        }
+        Ok(counts)
+    }
+
+    /// Creates a topic; one that exists already is success. Where the broker has no admin API, asks for its metadata with
+    /// automatic creation allowed.
+    ///
+    /// # Errors
+    /// [`KafkaError::Broker`] with the broker's reason.
+    pub async fn create(&self, kafka: &Kafka, topic: &str, partitions: i32) -> Result<(), KafkaError> {
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
+        let options = AdminOptions::new().request_timeout(Some(ASK)).operation_timeout(Some(ASK));
+        let reason = match self.admin.create_topics([&new], &options).await {
+            Ok(results) => match results.into_iter().next() {
+                None | Some(Ok(_)) => return Ok(()),
+                Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => return Ok(()),
+                Some(Err((_, code))) => code.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        let mut config = client_config(kafka, "evrepl-topics");
+        config.set("allow.auto.create.topics", "true");
+        let topic = topic.to_owned();
+        // A consumer without a group: metadata of a producer client would not ask for the topic to be made.
+        let asked = tokio::task::spawn_blocking(move || -> KafkaResult<bool> {
+            let consumer: BaseConsumer = config.create()?;
+            let metadata = consumer.fetch_metadata(Some(&topic), ASK)?;
+            Ok(metadata.topics().first().is_some_and(|t| t.error().is_none() && !t.partitions().is_empty()))
+        })
+        .await;
+        match asked {
+            Ok(Ok(true)) => Ok(()),
+            _ => Err(KafkaError::Broker(format!("topic could not be created: {reason}"))),
+        }
+    }
+}

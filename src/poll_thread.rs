@@ -1,0 +1,587 @@
+//! The poll thread of a flow: a plain thread that owns the Kafka consumer and never blocks on anyone behind it.
+//!
+//! In: records. Out: chunks in each partition's queue, and rebalances as messages with a reply. A full queue pauses its
+//! partition; polling goes on, so that the group keeps its member. Commits are commands; nothing else touches the consumer.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use actix::prelude::*;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::event::TraceContext;
+use crate::handoff::MailboxGauge;
+use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
+
+/// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
+/// permits.
+const MAX_CHUNK_EVENTS: usize = 16 * 1024;
+/// Largest chunk in bytes of keys and values; events are tens of bytes, so only foreign records come near it.
+const MAX_CHUNK_BYTES: usize = 4 << 20;
+/// How long a poll may wait: also how long a command may wait to be seen.
+const IDLE_POLL: Duration = Duration::from_millis(10);
+/// The same while a partition waits for room, which nobody announces.
+const PAUSED_POLL: Duration = Duration::from_millis(2);
+/// How often the high watermarks are read from librdkafka's cache, for the offset lag.
+const WATERMARKS_EVERY: Duration = Duration::from_millis(250);
+/// Records between two looks at whether the consumer behind the queue is idle.
+const LOOK_EVERY: usize = 64;
+
+/// Where a record's key and value lie in its chunk, and what came with it.
+#[derive(Debug)]
+pub struct RecordEntry {
+    /// Offset in the partition.
+    pub offset: i64,
+    /// Produced-at, milliseconds since the epoch.
+    pub produced_at_ms: i64,
+    key: (u32, u32),
+    value: (u32, u32),
+    /// Only for records with headers.
+    pub extra: Option<Box<RecordExtra>>,
+}
+
+/// The headers of a record that has any.
+#[derive(Debug, Default)]
+pub struct RecordExtra {
+    /// The writer's trace, from `traceparent`.
+    pub trace: Option<TraceContext>,
+    /// The peer of `evrepl-canary`.
+    pub canary: Option<Box<str>>,
+    /// All headers, for the dead-letter topic.
+    pub headers: Vec<(Box<str>, Box<[u8]>)>,
+}
+
+/// The events of one partition that were taken together: one buffer, and an entry per record.
+#[derive(Debug)]
+pub struct Chunk {
+    data: Bytes,
+    /// In offset order.
+    pub records: Vec<RecordEntry>,
+}
+
+impl Chunk {
+    /// A record's key, a slice of the chunk's buffer.
+    pub fn key(&self, entry: &RecordEntry) -> Bytes {
+        self.data.slice(entry.key.0 as usize..(entry.key.0 + entry.key.1) as usize)
+    }
+
+    /// A record's value, borrowed.
+    pub fn value(&self, entry: &RecordEntry) -> &[u8] {
+        &self.data[entry.value.0 as usize..(entry.value.0 + entry.value.1) as usize]
+    }
+}
+
+/// There may be chunks in the queue.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ChunkReady;
+
+/// The partition is being taken away, or the flow drains: finish what is in flight until `deadline`, give the rest back,
+/// and reply with the watermark to commit.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct RevokePartition {
+    /// When to stop waiting.
+    pub deadline: Instant,
+    /// Gets the watermark, `None` when nothing is to be committed, and how many events were released.
+    pub reply: mpsc::SyncSender<Revoked>,
+}
+
+/// The last words of a partition's consumer.
+#[derive(Debug)]
+pub struct Revoked {
+    /// Offset to commit.
+    pub watermark: Option<i64>,
+    /// Events that were in flight at the deadline and are given back uncommitted.
+    pub released: u64,
+}
+
+/// These partitions were assigned; each has a queue that fills from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PartitionsAssigned(pub Vec<Arc<PartitionQueue>>);
+
+/// The poll thread ended although nobody asked it to.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct PollThreadEnded(pub Option<KafkaError>);
+
+struct QueueInner {
+    chunks: VecDeque<Chunk>,
+    consumer: Option<(Recipient<ChunkReady>, Recipient<RevokePartition>)>,
+}
+
+/// The chunks of one assigned partition between the poll thread and its PartitionConsumer: the mailbox
+/// `mailbox.partition_consumer`, in chunks.
+pub struct PartitionQueue {
+    /// Which partition.
+    pub at: TopicPartition,
+    /// Which assignment of it: outcomes of an older one are late.
+    pub generation: u64,
+    capacity: usize,
+    inner: Mutex<QueueInner>,
+    /// The consumer works on a chunk.
+    busy: AtomicBool,
+    flow_events: Arc<AtomicUsize>,
+    flow_limit: usize,
+    gauge: Arc<MailboxGauge>,
+    /// Fetching is paused because the queue is full.
+    pub paused: AtomicBool,
+    /// One above the partition's last record as the last fetch reported it; -1 when unknown.
+    pub high_watermark: std::sync::atomic::AtomicI64,
+}
+
+impl PartitionQueue {
+    fn lock(&self) -> MutexGuard<'_, QueueInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the consumer; it gets a [`ChunkReady`] at once, for what is there already.
+    pub fn attach(&self, ready: Recipient<ChunkReady>, revoke: Recipient<RevokePartition>) {
+        ready.do_send(ChunkReady);
+        self.lock().consumer = Some((ready, revoke));
+    }
+
+    /// Takes the oldest chunk; the caller is busy until it asks again.
+    pub fn pull(&self) -> Option<Chunk> {
+        let chunk = {
+            // Under the lock, or a push between the two would see a busy consumer that is about to be idle.
+            let mut inner = self.lock();
+            let chunk = inner.chunks.pop_front();
+            self.busy.store(chunk.is_some(), SeqCst);
+            chunk
+        };
+        if let Some(chunk) = &chunk {
+            self.flow_events.fetch_sub(chunk.records.len(), Relaxed);
+            self.gauge.left();
+        }
+        chunk
+    }
+
+    fn idle(&self) -> bool {
+        !self.busy.load(SeqCst) && self.lock().chunks.is_empty()
+    }
+
+    fn has_room(&self, events: usize) -> bool {
+        let queued = self.flow_events.load(Relaxed);
+        self.lock().chunks.len() < self.capacity && (queued == 0 || queued + events <= self.flow_limit)
+    }
+
+    fn push(&self, chunk: Chunk) {
+        self.flow_events.fetch_add(chunk.records.len(), Relaxed);
+        self.gauge.entered();
+        let mut inner = self.lock();
+        inner.chunks.push_back(chunk);
+        if let Some((ready, _)) = &inner.consumer
+            && !self.busy.load(SeqCst)
+        {
+            ready.do_send(ChunkReady);
+        }
+    }
+}
+
+impl Drop for PartitionQueue {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for chunk in inner.chunks.drain(..) {
+            self.flow_events.fetch_sub(chunk.records.len(), Relaxed);
+            self.gauge.left();
+        }
+    }
+}
+
+/// What the poll thread is asked to do between two polls.
+pub enum PollCommand {
+    /// Write this watermark.
+    Commit(TopicPartition, i64),
+    /// Stop fetching, revoke every partition until `deadline`, commit, reply with the number of events left, and end.
+    Drain {
+        /// When to stop waiting for what is in flight.
+        deadline: Instant,
+        /// Gets how many events were given back unfinished.
+        reply: mpsc::SyncSender<u64>,
+    },
+    /// End at once.
+    Stop,
+}
+
+/// What a poll thread needs to know.
+pub struct PollSettings {
+    /// Chunks one partition's queue holds.
+    pub queue_chunks: usize,
+    /// Events that all queues of the flow hold together.
+    pub queue_events: usize,
+    /// How long a revoked partition may finish what is in flight.
+    pub revoke_timeout: Duration,
+    /// Depth and high-water mark of the partition consumers' mailboxes.
+    pub gauge: Arc<MailboxGauge>,
+    /// Gets assignments.
+    pub flow: Recipient<PartitionsAssigned>,
+    /// Told when the thread ends by itself.
+    pub ended: Recipient<PollThreadEnded>,
+}
+
+/// What a rebalance does, on the poll thread, inside a poll.
+struct Rebalances {
+    settings: Arc<PollSettings>,
+    flow_events: Arc<AtomicUsize>,
+    next_generation: AtomicUsize,
+    queues: Mutex<HashMap<TopicPartition, Arc<PartitionQueue>>>,
+    changed: AtomicBool,
+    released: AtomicUsize,
+    /// Set while draining: the time a partition gets is then the drain's.
+    deadline: Mutex<Option<Instant>>,
+}
+
+impl Rebalances {
+    fn queues(&self) -> MutexGuard<'_, HashMap<TopicPartition, Arc<PartitionQueue>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RebalanceListener for Arc<Rebalances> {
+    fn assigned(&self, partitions: &[TopicPartition]) {
+        let queues: Vec<_> = partitions
+            .iter()
+            .map(|at| {
+                Arc::new(PartitionQueue {
+                    at: at.clone(),
+                    generation: self.next_generation.fetch_add(1, Relaxed) as u64 + 1,
+                    capacity: self.settings.queue_chunks,
+                    inner: Mutex::new(QueueInner { chunks: VecDeque::new(), consumer: None }),
+                    busy: AtomicBool::new(false),
+                    flow_events: self.flow_events.clone(),
+                    flow_limit: self.settings.queue_events,
+                    gauge: self.settings.gauge.clone(),
+                    paused: AtomicBool::new(false),
+                    high_watermark: std::sync::atomic::AtomicI64::new(-1),
+                })
+            })
+            .collect();
+        self.queues().extend(queues.iter().map(|q| (q.at.clone(), q.clone())));
+        self.changed.store(true, SeqCst);
+        tracing::info!(partitions = queues.len(), "partitions assigned");
+        self.settings.flow.do_send(PartitionsAssigned(queues));
+    }
+
+    fn revoking(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
+        let revoked: Vec<_> = {
+            let mut queues = self.queues();
+            partitions.iter().filter_map(|at| queues.remove(at)).collect()
+        };
+        self.changed.store(true, SeqCst);
+        let drain = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = drain.unwrap_or_else(|| Instant::now() + self.settings.revoke_timeout);
+        let mut waiting = Vec::new();
+        for queue in revoked {
+            let consumer = queue.lock().consumer.take();
+            // Without a consumer nothing of this assignment was consumed.
+            if let Some((_, revoke)) = consumer {
+                let (reply, answer) = mpsc::sync_channel(1);
+                revoke.do_send(RevokePartition { deadline, reply });
+                waiting.push((queue.at.clone(), answer));
+            }
+        }
+        let mut commits = Vec::new();
+        let partitions = waiting.len();
+        for (at, answer) in waiting {
+            // The consumer answers by the deadline itself; the rest is for a thread that is slow to wake.
+            let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(500);
+            match answer.recv_timeout(patience) {
+                Ok(revoked) => {
+                    self.released.fetch_add(revoked.released as usize, Relaxed);
+                    commits.extend(revoked.watermark.map(|offset| (at, offset)));
+                }
+                Err(_) => tracing::warn!(partition = at.partition, topic = at.topic, "partition consumer did not answer"),
+            }
+        }
+        tracing::info!(partitions, "partitions revoked");
+        commits
+    }
+}
+
+/// A handle on the running thread.
+pub struct PollThread {
+    commands: mpsc::Sender<PollCommand>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl PollThread {
+    /// Starts the thread; `connect` makes the consumer there, and is tried again while Kafka does not answer.
+    pub fn start(
+        flow: &str,
+        settings: PollSettings,
+        connect: impl Fn(Box<dyn RebalanceListener>) -> Result<FlowConsumer, KafkaError> + Send + 'static,
+    ) -> std::io::Result<PollThread> {
+        let (commands, inbox) = mpsc::channel();
+        let name = format!("poll {flow}");
+        let settings = Arc::new(settings);
+        let thread = std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || {
+            let rebalances = Arc::new(Rebalances {
+                settings: settings.clone(),
+                flow_events: Arc::default(),
+                next_generation: AtomicUsize::new(0),
+                queues: Mutex::default(),
+                changed: AtomicBool::new(false),
+                released: AtomicUsize::new(0),
+                deadline: Mutex::new(None),
+            });
+            let ended = match connect(Box::new(rebalances.clone())) {
+                Ok(consumer) => PollLoop::new(consumer, rebalances, inbox).run(),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
+                tracing::error!(%error, "poll thread ended");
+                settings.ended.do_send(PollThreadEnded(Some(error)));
+            }
+        })?;
+        Ok(PollThread { commands, thread: Some(thread) })
+    }
+
+    /// A sender of commands, for the partition consumers.
+    pub fn commands(&self) -> mpsc::Sender<PollCommand> {
+        self.commands.clone()
+    }
+
+    /// Waits until the thread has ended. Blocks.
+    pub fn join(mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for PollThread {
+    fn drop(&mut self) {
+        // A send to a thread that has ended fails, which is as good.
+        let _ = self.commands.send(PollCommand::Stop);
+    }
+}
+
+/// A partition as the loop sees it.
+struct Lane {
+    queue: Arc<PartitionQueue>,
+    data: Vec<u8>,
+    records: Vec<RecordEntry>,
+}
+
+impl Lane {
+    fn full(&self, max_events: usize) -> bool {
+        self.records.len() >= max_events || self.data.len() >= MAX_CHUNK_BYTES
+    }
+
+    /// Moves what was collected to the queue; false when there is no room.
+    fn flush(&mut self) -> bool {
+        if self.records.is_empty() {
+            return true;
+        }
+        if !self.queue.has_room(self.records.len()) {
+            return false;
+        }
+        let data = Bytes::from(std::mem::take(&mut self.data));
+        let records = std::mem::take(&mut self.records);
+        self.queue.push(Chunk { data, records });
+        true
+    }
+
+    fn add(&mut self, record: &Record<'_>) {
+        let mut put = |bytes: &[u8]| {
+            let at = self.data.len() as u32;
+            self.data.extend_from_slice(bytes);
+            (at, bytes.len() as u32)
+        };
+        let (key, value) = (put(record.key()), put(record.value()));
+        let mut extra: Option<Box<RecordExtra>> = None;
+        record.for_each_header(|name, value| {
+            let extra = extra.get_or_insert_default();
+            match name {
+                "traceparent" => extra.trace = std::str::from_utf8(value).ok().and_then(TraceContext::parse),
+                "evrepl-canary" => extra.canary = Some(String::from_utf8_lossy(value).into()),
+                _ => {}
+            }
+            extra.headers.push((name.into(), value.into()));
+        });
+        let (offset, produced_at_ms) = (record.offset(), record.timestamp_ms());
+        self.records.push(RecordEntry { offset, produced_at_ms, key, value, extra });
+    }
+}
+
+struct PollLoop {
+    consumer: FlowConsumer,
+    rebalances: Arc<Rebalances>,
+    inbox: mpsc::Receiver<PollCommand>,
+    lanes: Vec<Lane>,
+    max_chunk: usize,
+    last: usize,
+    watermarks_at: Instant,
+    trouble: Option<Instant>,
+}
+
+impl PollLoop {
+    fn new(consumer: FlowConsumer, rebalances: Arc<Rebalances>, inbox: mpsc::Receiver<PollCommand>) -> Self {
+        let max_chunk = (rebalances.settings.queue_events / 4).clamp(1, MAX_CHUNK_EVENTS);
+        let watermarks_at = Instant::now();
+        PollLoop { consumer, rebalances, inbox, lanes: Vec::new(), max_chunk, last: 0, watermarks_at, trouble: None }
+    }
+
+    fn run(mut self) -> Result<(), KafkaError> {
+        let mut since_look = 0;
+        loop {
+            if !self.obey()? {
+                return Ok(());
+            }
+            let collected = self.lanes.iter().any(|lane| !lane.records.is_empty());
+            let paused = self.lanes.iter().any(|lane| lane.queue.paused.load(Relaxed));
+            let timeout = match (collected, paused) {
+                (_, true) => PAUSED_POLL,
+                (true, false) => Duration::ZERO,
+                (false, false) => IDLE_POLL,
+            };
+            // A burst: poll without looking at commands until librdkafka has nothing more at hand.
+            let mut wait = timeout;
+            loop {
+                let polled = self.consumer.poll(wait);
+                if self.rebalances.changed.swap(false, SeqCst) {
+                    Self::follow(&mut self.lanes, &self.rebalances);
+                }
+                match polled {
+                    Polled::Record(record) => {
+                        self.trouble = None;
+                        let Some(at) = Self::lane_of(&self.lanes, self.last, &record) else { continue };
+                        self.last = at;
+                        let lane = &mut self.lanes[at];
+                        lane.add(&record);
+                        drop(record);
+                        since_look += 1;
+                        if lane.full(self.max_chunk) {
+                            if !lane.flush() {
+                                Self::pause(&self.consumer, lane);
+                                break;
+                            }
+                        } else if since_look >= LOOK_EVERY {
+                            since_look = 0;
+                            if lane.queue.idle() {
+                                lane.flush();
+                                break;
+                            }
+                        }
+                        wait = Duration::ZERO;
+                    }
+                    Polled::Nothing => {
+                        self.make_room();
+                        break;
+                    }
+                    Polled::Trouble(error @ KafkaError::Fatal(_)) => return Err(error),
+                    Polled::Trouble(error) => {
+                        let now = Instant::now();
+                        // Once in a while: librdkafka repeats itself while a broker is away.
+                        if self.trouble.is_none_or(|at| now - at > Duration::from_secs(10)) {
+                            tracing::warn!(%error, "kafka does not answer, polling on");
+                            self.trouble = Some(now);
+                        }
+                        break;
+                    }
+                }
+            }
+            self.make_room();
+        }
+    }
+
+    /// Flushes what fits and resumes partitions whose queue is half empty again: hysteresis, for a pause throws the
+    /// prefetched records away.
+    fn make_room(&mut self) {
+        for lane in &mut self.lanes {
+            let paused = lane.queue.paused.load(Relaxed);
+            let flushed = lane.flush();
+            if paused && flushed {
+                let length = lane.queue.lock().chunks.len();
+                if length <= lane.queue.capacity / 2 {
+                    match self.consumer.resume(&lane.queue.at) {
+                        Ok(()) => lane.queue.paused.store(false, Relaxed),
+                        Err(error) => tracing::warn!(%error, "partition could not be resumed"),
+                    }
+                }
+            }
+        }
+        if self.watermarks_at.elapsed() >= WATERMARKS_EVERY {
+            self.watermarks_at = Instant::now();
+            for lane in &self.lanes {
+                if let Some(high) = self.consumer.cached_high_watermark(&lane.queue.at) {
+                    lane.queue.high_watermark.store(high, Relaxed);
+                }
+            }
+        }
+    }
+
+    fn pause(consumer: &FlowConsumer, lane: &Lane) {
+        match consumer.pause(&lane.queue.at) {
+            Ok(()) => lane.queue.paused.store(true, Relaxed),
+            Err(error) => tracing::warn!(%error, "partition could not be paused"),
+        }
+    }
+
+    fn lane_of(lanes: &[Lane], last: usize, record: &Record<'_>) -> Option<usize> {
+        let fits = |lane: &Lane| lane.queue.at.partition == record.partition() && lane.queue.at.topic == record.topic();
+        // Records come in runs of one partition.
+        match lanes.get(last) {
+            Some(lane) if fits(lane) => Some(last),
+            _ => lanes.iter().position(fits),
+        }
+    }
+
+    /// Takes over what a rebalance changed. What was collected of a revoked partition was never consumed.
+    fn follow(lanes: &mut Vec<Lane>, rebalances: &Rebalances) {
+        let queues = rebalances.queues();
+        lanes.retain(|lane| queues.get(&lane.queue.at).is_some_and(|q| Arc::ptr_eq(q, &lane.queue)));
+        for queue in queues.values() {
+            if !lanes.iter().any(|lane| lane.queue.at == queue.at) {
+                lanes.push(Lane { queue: queue.clone(), data: Vec::new(), records: Vec::new() });
+            }
+        }
+    }
+
+    /// Carries out commands; false when the thread is to end.
+    fn obey(&mut self) -> Result<bool, KafkaError> {
+        let mut commits: HashMap<TopicPartition, i64> = HashMap::new();
+        let mut go_on = true;
+        loop {
+            match self.inbox.try_recv() {
+                Ok(PollCommand::Commit(at, offset)) => {
+                    commits.insert(at, offset);
+                }
+                Ok(PollCommand::Drain { deadline, reply }) => {
+                    *self.rebalances.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
+                    let all: Vec<_> = self.lanes.iter().map(|lane| lane.queue.at.clone()).collect();
+                    let last = self.rebalances.revoking(&all);
+                    commits.extend(last);
+                    let all: Vec<_> = commits.drain().collect();
+                    if let Err(error) = self.consumer.commit_and_wait(&all) {
+                        tracing::warn!(%error, "last offsets were not committed, they will be replayed");
+                    }
+                    let _ = reply.send(self.rebalances.released.load(Relaxed) as u64);
+                    return Ok(false);
+                }
+                Ok(PollCommand::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                    go_on = false;
+                    break;
+                }
+                Err(mpsc::TryRecvError::Empty) => break,
+            }
+        }
+        if !commits.is_empty() {
+            // Only of partitions that are still ours: another member's commit must not be overwritten.
+            let ours = self.rebalances.queues();
+            let commits: Vec<_> = commits.into_iter().filter(|(at, _)| ours.contains_key(at)).collect();
+            drop(ours);
+            if let Err(error) = self.consumer.commit(&commits) {
+                tracing::warn!(%error, "commit could not be queued; the next one covers it");
+            }
+        }
+        Ok(go_on)
+    }
+}

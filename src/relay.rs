@@ -1,0 +1,491 @@
+//! What the actors of one flow share: the event as it travels through a lane, the item it becomes, the accounts, the
+//! permits, and the way outcomes go back to the partitions they came from.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use actix::prelude::*;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::event::{Op, TraceContext};
+use crate::hashing::Ring;
+use crate::offsets::{Accounts, Seq};
+use crate::outcome::Outcome;
+use crate::permits::{ByteBudget, Permits};
+use crate::telemetry::Telemetry;
+use crate::wire::Expiry;
+
+/// Where an event came from: which partition consumer of the flow, and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The partition consumer's number in its flow, never used twice.
+    pub consumer: u32,
+    /// The event's number in that consumer's tracker.
+    pub seq: Seq,
+}
+
+/// An event on its way through a lane. It holds a permit unless it waits as a dirty key.
+#[derive(Clone, Debug)]
+pub struct HeldEvent {
+    /// The cache key.
+    pub key: Bytes,
+    /// Index of the cache in the configuration.
+    pub cache: u16,
+    /// What happened; a touch only if every event merged into this one was a touch.
+    pub op: Op,
+    /// Hybrid logical clock of the write.
+    pub ver: u64,
+    /// Index of the writing region: 0 is this one, `n` the peer `n - 1`, [`ORIGIN_OTHER`] any other.
+    pub origin: u16,
+    /// Produced-at, milliseconds since the epoch.
+    pub produced_at_ms: i64,
+    /// Who is told how it ended.
+    pub ticket: Ticket,
+    /// How often the key was dirty on behalf of this event.
+    pub attempts: u16,
+    /// The source had no value once already: the second time it is missing.
+    pub missed: bool,
+    /// The destination server this key was sent to as a probe of.
+    pub probe: Option<Arc<str>>,
+    /// The writer's trace.
+    pub trace: Option<TraceContext>,
+}
+
+/// An origin that is neither this region nor a peer.
+pub const ORIGIN_OTHER: u16 = u16::MAX;
+
+impl crate::dirty::DirtyEvent for HeldEvent {
+    fn key(&self) -> &Bytes {
+        &self.key
+    }
+    fn cache(&self) -> u16 {
+        self.cache
+    }
+    fn attempts(&self) -> u16 {
+        self.attempts
+    }
+    fn set_attempts(&mut self, attempts: u16) {
+        self.attempts = attempts;
+    }
+}
+
+/// What a look saw, to be brought to the peer.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// A value with its flags and remaining life.
+    Value {
+        /// The value's bytes.
+        value: Bytes,
+        /// The client's flags.
+        flags: u32,
+        /// Remaining at the look.
+        expiry: Expiry,
+    },
+    /// Only the remaining life: the event was a touch.
+    Touch(Expiry),
+    /// Nothing that can be stored: the peer's copy goes. The outcome says why.
+    Nothing(Outcome),
+}
+
+/// An item on its way from the look to the ack, with the event it answers.
+#[derive(Clone, Debug)]
+pub struct HeldItem {
+    /// The newest event of the key.
+    pub event: HeldEvent,
+    /// What was seen.
+    pub seen: Seen,
+    /// The last tick heard before the read was sent.
+    pub looked_at: u64,
+    /// The session in which the look was made; it is never sent in another.
+    pub session: u64,
+    /// When the read was sent.
+    pub looked: Instant,
+}
+
+impl HeldItem {
+    /// Bytes of the flow's budget that this item holds.
+    pub fn bytes(&self) -> usize {
+        match &self.seen {
+            Seen::Value { value, .. } => value.len() + ITEM_OVERHEAD + self.event.key.len(),
+            _ => ITEM_OVERHEAD + self.event.key.len(),
+        }
+    }
+}
+
+/// Bytes that an item holds besides key and value: its entry here and its frame on the wire.
+pub const ITEM_OVERHEAD: usize = 256;
+
+/// What became of an event, as its partition consumer hears it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It ended.
+    Finished(Outcome),
+    /// Its key waits as dirty, without a permit.
+    Dirty,
+    /// It has a permit (again).
+    InFlight,
+}
+
+/// Fates of events of one partition consumer, in order. A fact: it takes no slot.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct EventsReported(pub Vec<(Seq, Fate)>);
+
+/// One partition's numbers, taken in one snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct PartitionReport {
+    /// Consumed, outcomes and what is held.
+    pub accounts: Accounts,
+    /// Events in Kafka that this flow has not finished; unknown before the first fetch.
+    pub offset_lag: Option<i64>,
+    /// Fetching is paused.
+    pub paused: bool,
+}
+
+/// The accounts of a flow. They outlive its rebuilds: what a partition consumer leaves is added to the retired totals in
+/// the same step in which its own numbers go.
+#[derive(Debug, Default)]
+pub struct FlowAccounts {
+    inner: Mutex<AccountsInner>,
+    /// Outcomes that came for an assignment that had ended.
+    pub late: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct AccountsInner {
+    retired: Accounts,
+    live: HashMap<u32, PartitionReport>,
+}
+
+impl FlowAccounts {
+    fn lock(&self) -> MutexGuard<'_, AccountsInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces a partition consumer's numbers.
+    pub fn report(&self, consumer: u32, report: PartitionReport) {
+        self.lock().live.insert(consumer, report);
+    }
+
+    /// A partition consumer ended in order: everything it held has an outcome.
+    pub fn retire(&self, consumer: u32, last: &Accounts) {
+        let mut inner = self.lock();
+        inner.live.remove(&consumer);
+        inner.retired.merge(last);
+    }
+
+    /// The flow is rebuilt: what its consumers still held is released.
+    pub fn retire_all(&self) {
+        let mut inner = self.lock();
+        let live = std::mem::take(&mut inner.live);
+        for report in live.into_values() {
+            let mut accounts = report.accounts;
+            accounts.release_held();
+            inner.retired.merge(&accounts);
+        }
+    }
+
+    /// The flow's totals, its offset lag and how many of its partitions are paused.
+    pub fn total(&self) -> (Accounts, i64, usize) {
+        let inner = self.lock();
+        let mut total = inner.retired.clone();
+        let (mut lag, mut paused) = (0, 0);
+        for report in inner.live.values() {
+            total.merge(&report.accounts);
+            lag += report.offset_lag.unwrap_or(0);
+            paused += usize::from(report.paused);
+        }
+        (total, lag, paused)
+    }
+}
+
+/// The stages whose lag is reported, in the order of the pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Taken from Kafka.
+    Consumed,
+    /// Seen in the local cache.
+    Looked,
+    /// Handed to the connection.
+    Sent,
+    /// Acknowledged by the peer.
+    Acked,
+}
+
+impl Stage {
+    /// All stages.
+    pub const ALL: [Stage; 4] = [Stage::Consumed, Stage::Looked, Stage::Sent, Stage::Acked];
+
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Consumed => "consumed",
+            Stage::Looked => "looked",
+            Stage::Sent => "sent",
+            Stage::Acked => "acked",
+        }
+    }
+}
+
+/// What `/status` shows of a link.
+#[derive(Clone, Debug)]
+pub struct LinkView {
+    /// `waiting`, `dialling`, `greeting`, `open` or `draining`.
+    pub state: &'static str,
+    /// Since when.
+    pub since: Instant,
+    /// Failed attempts since the last session.
+    pub attempts: u32,
+    /// Why the last session or attempt ended.
+    pub last_error: Option<String>,
+    /// Round trip of the last ping, microseconds.
+    pub rtt_us: Option<u64>,
+    /// The peer's wall clock minus ours, microseconds, as the last ping measured it.
+    pub clock_offset_us: Option<i64>,
+}
+
+/// What a reader's dirty keys wait for.
+#[derive(Clone, Debug)]
+pub struct WaitView {
+    /// The memcached server or peer that is waited for.
+    pub server: String,
+    /// Keys that wait.
+    pub keys: usize,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// What outlives a flow's rebuild and is read from other threads: its accounts and its observable state.
+#[derive(Debug)]
+pub struct FlowView {
+    /// Index of the peer in the configuration.
+    pub peer: usize,
+    /// `us-east-1->eu-west-1`.
+    pub name: String,
+    /// Exact accounts.
+    pub accounts: FlowAccounts,
+    /// Bytes in flight now.
+    pub in_flight_bytes: AtomicU64,
+    lag_us: [AtomicI64; Stage::ALL.len()],
+    links: Mutex<Vec<Option<LinkView>>>,
+    waits: Mutex<HashMap<(usize, usize), Vec<WaitView>>>,
+    /// The flow drains.
+    pub draining: AtomicBool,
+    /// Sessions begun after the first one.
+    pub reconnects: AtomicU64,
+}
+
+impl FlowView {
+    /// The view of the flow to `peer` with `lanes` lanes.
+    pub fn new(config: &Config, peer: usize) -> Self {
+        FlowView {
+            peer,
+            name: format!("{}->{}", config.region, config.peers[peer].region),
+            accounts: FlowAccounts::default(),
+            in_flight_bytes: AtomicU64::new(0),
+            lag_us: [const { AtomicI64::new(-1) }; Stage::ALL.len()],
+            links: Mutex::new(vec![None; config.flow.lanes]),
+            waits: Mutex::default(),
+            draining: AtomicBool::new(false),
+            reconnects: AtomicU64::new(0),
+        }
+    }
+
+    /// Notes the lag at a stage, in microseconds.
+    pub fn lag(&self, stage: Stage, us: i64) {
+        self.lag_us[stage as usize].store(us, Relaxed);
+    }
+
+    /// The last lag noted at a stage, in seconds.
+    pub fn lag_seconds(&self, stage: Stage) -> Option<f64> {
+        let us = self.lag_us[stage as usize].load(Relaxed);
+        (us >= 0).then_some(us as f64 / 1e6)
+    }
+
+    /// Replaces what is known of a lane's link.
+    pub fn set_link(&self, lane: usize, view: LinkView) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)[lane] = Some(view);
+    }
+
+    /// The links, by lane.
+    pub fn links(&self) -> Vec<Option<LinkView>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces what a reader's keys wait for.
+    pub fn set_waits(&self, lane: usize, reader: usize, waits: Vec<WaitView>) {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).insert((lane, reader), waits);
+    }
+
+    /// What keys wait for, all readers together.
+    pub fn waits(&self) -> Vec<WaitView> {
+        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut merged: Vec<WaitView> = Vec::new();
+        for wait in waits.values().flatten() {
+            match merged.iter_mut().find(|w| w.server == wait.server) {
+                Some(known) => {
+                    known.keys += wait.keys;
+                    known.since = known.since.min(wait.since);
+                }
+                None => merged.push(wait.clone()),
+            }
+        }
+        merged
+    }
+
+    /// Forgets what died with the flow's actors.
+    pub fn reset(&self) {
+        self.accounts.retire_all();
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for link in self.links.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            *link = None;
+        }
+        self.in_flight_bytes.store(0, Relaxed);
+    }
+}
+
+/// A cache as the relay uses it.
+#[derive(Debug)]
+pub struct RelayCache {
+    /// Which servers its keys live on.
+    pub ring: Ring,
+    /// Number of its first server among all servers of all caches; its servers follow one another.
+    pub first_server: usize,
+}
+
+/// What the actors of one incarnation of a flow share.
+pub struct FlowShared {
+    /// The whole configuration.
+    pub config: Arc<Config>,
+    /// Rings and server numbers, by cache index.
+    pub caches: Vec<RelayCache>,
+    /// Accounts and state that outlive this incarnation.
+    pub view: Arc<FlowView>,
+    /// The right to be in flight.
+    pub permits: Permits,
+    /// Bytes of values held.
+    pub bytes: ByteBudget,
+    /// Where fates go.
+    pub consumers: RwLock<HashMap<u32, Recipient<EventsReported>>>,
+    /// Instruments and mailbox gauges.
+    pub telemetry: Arc<Telemetry>,
+}
+
+impl FlowShared {
+    /// Tells each partition consumer what became of its events, and returns the permits of those that gave theirs up.
+    pub fn report(&self, reports: &mut Reports) {
+        let permits = std::mem::take(&mut reports.permits);
+        if !reports.fates.is_empty() {
+            let consumers = self.consumers.read().unwrap_or_else(PoisonError::into_inner);
+            for (consumer, fates) in reports.fates.drain(..) {
+                match consumers.get(&consumer) {
+                    Some(recipient) => recipient.do_send(EventsReported(fates)),
+                    None => {
+                        let ended = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Finished(_))).count();
+                        self.view.accounts.late.fetch_add(ended as u64, Relaxed);
+                    }
+                }
+            }
+        }
+        self.permits.give(permits);
+    }
+
+    /// Returns the bytes of an item that is no longer held.
+    pub fn give_bytes(&self, bytes: usize) {
+        self.bytes.give(bytes);
+        self.view.in_flight_bytes.store(self.bytes.used() as u64, Relaxed);
+    }
+
+    /// Takes bytes for items that were read.
+    pub fn take_bytes(&self, bytes: usize) {
+        self.bytes.take(bytes);
+        self.view.in_flight_bytes.store(self.bytes.used() as u64, Relaxed);
+    }
+
+    /// The peer this flow goes to.
+    pub fn peer(&self) -> &crate::config::Peer {
+        &self.config.peers[self.view.peer]
+    }
+}
+
+/// Fates collected while a batch is worked on, sent with [`FlowShared::report`].
+#[derive(Debug, Default)]
+pub struct Reports {
+    fates: Vec<(u32, Vec<(Seq, Fate)>)>,
+    permits: usize,
+}
+
+impl Reports {
+    /// An event that held a permit ended.
+    pub fn finished(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.permits += 1;
+        self.push(ticket, Fate::Finished(outcome));
+    }
+
+    /// An event that waited as dirty, without a permit, ended.
+    pub fn finished_dirty(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.push(ticket, Fate::Finished(outcome));
+    }
+
+    /// An event gave its permit up and waits as dirty.
+    pub fn dirty(&mut self, ticket: Ticket) {
+        self.permits += 1;
+        self.push(ticket, Fate::Dirty);
+    }
+
+    /// A dirty event has a permit again.
+    pub fn in_flight(&mut self, ticket: Ticket) {
+        self.push(ticket, Fate::InFlight);
+    }
+
+    fn push(&mut self, ticket: Ticket, fate: Fate) {
+        match self.fates.iter_mut().find(|(consumer, _)| *consumer == ticket.consumer) {
+            Some((_, fates)) => fates.push((ticket.seq, fate)),
+            None => self.fates.push((ticket.consumer, vec![(ticket.seq, fate)])),
+        }
+    }
+}
+
+/// What a lane has heard from its peer: which session is open, and the last tick. Written by the link, read by the readers
+/// before they look.
+#[derive(Debug, Default)]
+pub struct LaneClock {
+    session: AtomicU64,
+    tick: AtomicU64,
+}
+
+impl LaneClock {
+    /// Session (0: none) and last tick heard.
+    pub fn read(&self) -> (u64, u64) {
+        (self.session.load(Relaxed), self.tick.load(Relaxed))
+    }
+
+    /// A session began and its greeting carried this tick.
+    pub fn begin(&self, session: u64, tick: u64) {
+        self.tick.store(tick, Relaxed);
+        self.session.store(session, Relaxed);
+    }
+
+    /// The peer said this tick.
+    pub fn heard(&self, tick: u64) {
+        self.tick.fetch_max(tick, Relaxed);
+    }
+
+    /// The session ended.
+    pub fn end(&self) {
+        self.session.store(0, Relaxed);
+    }
+}
+
+/// Milliseconds since the epoch by the wall clock; for lag and expiry, never for order.
+pub fn wall_ms() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+}
+
+/// Microseconds since the epoch by the wall clock.
+pub fn wall_us() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
+}
