@@ -64,6 +64,37 @@ impl MailboxGauge {
     }
 }
 
+/// The gauges of every kind of actor with a bounded mailbox, in flow order.
+#[derive(Debug, Default)]
+pub struct Mailboxes {
+    /// Chunks in front of partition consumers.
+    pub partition_consumer: Arc<MailboxGauge>,
+    /// Messages in front of cache readers.
+    pub cache_reader: Arc<MailboxGauge>,
+    /// Messages in front of batch coalescers.
+    pub batch_coalescer: Arc<MailboxGauge>,
+    /// Batches in front of remote links.
+    pub remote_link: Arc<MailboxGauge>,
+    /// Frames in front of agent sessions.
+    pub agent_session: Arc<MailboxGauge>,
+    /// Parts of batches in front of cache writers.
+    pub cache_writer: Arc<MailboxGauge>,
+}
+
+impl Mailboxes {
+    /// Name and gauge of each kind.
+    pub fn all(&self) -> [(&'static str, &MailboxGauge); 6] {
+        [
+            ("partition_consumer", &self.partition_consumer),
+            ("cache_reader", &self.cache_reader),
+            ("batch_coalescer", &self.batch_coalescer),
+            ("remote_link", &self.remote_link),
+            ("agent_session", &self.agent_session),
+            ("cache_writer", &self.cache_writer),
+        ]
+    }
+}
+
 /// The right to be in a mailbox; dropping it makes room for the next message.
 #[derive(Debug)]
 pub struct Slot {

@@ -15,7 +15,8 @@ use crate::hashing::Ring;
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
-use crate::telemetry::Telemetry;
+use crate::handoff::Mailboxes;
+use crate::telemetry::Instruments;
 use crate::wire::Expiry;
 
 /// Where an event came from: which partition consumer of the flow, and its number there.
@@ -36,6 +37,8 @@ pub struct HeldEvent {
     pub cache: u16,
     /// What happened; a touch only if every event merged into this one was a touch.
     pub op: Op,
+    /// The writer's ttl, memcached's meaning; only a hint, and used only where nothing is looked at.
+    pub ttl: Option<u32>,
     /// Hybrid logical clock of the write.
     pub ver: u64,
     /// Index of the writing region: 0 is this one, `n` the peer `n - 1`, [`ORIGIN_OTHER`] any other.
@@ -362,6 +365,8 @@ pub struct FlowShared {
     pub config: Arc<Config>,
     /// Rings and server numbers, by cache index.
     pub caches: Vec<RelayCache>,
+    /// By cache index, the number a cache has on the wire; unused for caches that this peer does not get.
+    pub wire_caches: Vec<u16>,
     /// Accounts and state that outlive this incarnation.
     pub view: Arc<FlowView>,
     /// The right to be in flight.
@@ -370,8 +375,10 @@ pub struct FlowShared {
     pub bytes: ByteBudget,
     /// Where fates go.
     pub consumers: RwLock<HashMap<u32, Recipient<EventsReported>>>,
-    /// Instruments and mailbox gauges.
-    pub telemetry: Arc<Telemetry>,
+    /// Depths of the mailboxes, by kind of actor.
+    pub mailboxes: Arc<Mailboxes>,
+    /// Every instrument.
+    pub instruments: Arc<Instruments>,
 }
 
 impl FlowShared {
@@ -403,6 +410,17 @@ impl FlowShared {
     pub fn take_bytes(&self, bytes: usize) {
         self.bytes.take(bytes);
         self.view.in_flight_bytes.store(self.bytes.used() as u64, Relaxed);
+    }
+
+    /// The number that a cache has on the wire: its place among the peer's caches.
+    pub fn wire_cache(&self, cache: u16) -> u16 {
+        self.wire_caches[cache as usize]
+    }
+
+    /// The server that a key of a cache lives on, numbered through all caches.
+    pub fn server_number(&self, cache: u16, key: &[u8]) -> usize {
+        let cache = &self.caches[cache as usize];
+        cache.first_server + cache.ring.server_of(key)
     }
 
     /// The peer this flow goes to.
@@ -449,22 +467,63 @@ impl Reports {
     }
 }
 
+/// What a session agreed on.
+#[derive(Clone, Debug, Default)]
+pub struct SessionTerms {
+    /// The largest value that the peer takes, in bytes.
+    pub max_value: u64,
+    /// Both ends know LZ4.
+    pub lz4: bool,
+    /// By cache index: the peer knows the cache and lets us write it.
+    pub accepted: Vec<bool>,
+}
+
 /// What a lane has heard from its peer: which session is open, and the last tick. Written by the link, read by the readers
 /// before they look.
 #[derive(Debug, Default)]
 pub struct LaneClock {
     session: AtomicU64,
     tick: AtomicU64,
+    max_value: AtomicU64,
+    lz4: AtomicBool,
+    /// By cache index.
+    accepted: Vec<AtomicBool>,
 }
 
 impl LaneClock {
+    /// The clock of a lane that has heard nothing yet.
+    pub fn new(caches: usize) -> Self {
+        let accepted = (0..caches).map(|_| AtomicBool::new(false)).collect();
+        LaneClock { accepted, ..LaneClock::default() }
+    }
+
+    /// Whether the peer takes this cache in this session.
+    pub fn accepts(&self, cache: usize) -> bool {
+        self.accepted[cache].load(Relaxed)
+    }
+
+    /// Whether batches may be compressed in this session.
+    pub fn lz4(&self) -> bool {
+        self.lz4.load(Relaxed)
+    }
+
     /// Session (0: none) and last tick heard.
     pub fn read(&self) -> (u64, u64) {
         (self.session.load(Relaxed), self.tick.load(Relaxed))
     }
 
-    /// A session began and its greeting carried this tick.
-    pub fn begin(&self, session: u64, tick: u64) {
+    /// The largest value that the peer takes in this session, in bytes.
+    pub fn max_value(&self) -> usize {
+        self.max_value.load(Relaxed) as usize
+    }
+
+    /// A session began with these terms.
+    pub fn begin(&self, session: u64, tick: u64, terms: &SessionTerms) {
+        self.max_value.store(terms.max_value, Relaxed);
+        self.lz4.store(terms.lz4, Relaxed);
+        for (cache, accepted) in self.accepted.iter().enumerate() {
+            accepted.store(terms.accepted.get(cache).copied().unwrap_or(false), Relaxed);
+        }
         self.tick.store(tick, Relaxed);
         self.session.store(session, Relaxed);
     }

@@ -1,0 +1,268 @@
+//! AgentListener: accepts connections from peers, checks who calls, greets, and starts a session for each.
+//!
+//! In: TCP connections. Out: an [`AgentSession`] per accepted caller; one log line per refused one.
+//! The caller's region comes from its certificate, never from what it says. Restarts alone: sessions go on without it.
+//! Bounded by: [`MAX_GREETINGS`] at once, each within [`GREETING_TIMEOUT`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use actix::prelude::*;
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::server::TlsStream;
+
+use crate::agent::AgentShared;
+use crate::config::Peer;
+use crate::handoff::Handoff;
+use crate::wire::{self, CacheStatus, Decoder, FEATURE_LZ4, Frame, GoAway, Hello, HelloAck, Limits, WireError};
+
+use super::agent_session::{AgentSession, AgentSessionParts};
+use super::cache_writer::ApplyItems;
+
+/// Callers that may be proving who they are at once; more wait in the kernel's queue.
+const MAX_GREETINGS: usize = 64;
+/// How long a caller has for TLS and greeting together.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after an accept that failed for want of something on this machine, such as file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Items a batch may have, whatever the relay's own limit.
+const MAX_BATCH_ITEMS: u32 = 65_536;
+
+/// Why a caller was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum GreetingError {
+    /// Not TLS, not our CA, expired, or no certificate.
+    #[error("tls: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+    /// The connection broke.
+    #[error("connection: {0}")]
+    Io(#[from] std::io::Error),
+    /// The caller does not speak the protocol.
+    #[error("protocol: {0}")]
+    Wire(#[from] WireError),
+    /// The caller did not greet in time.
+    #[error("no greeting within {GREETING_TIMEOUT:?}")]
+    Timeout,
+    /// The caller closed before greeting.
+    #[error("closed before greeting")]
+    Closed,
+    /// The first frame was not a hello.
+    #[error("first frame is not a hello")]
+    NotHello,
+    /// The certificate is this region's own: a region does not replicate to itself.
+    #[error("certificate of this region itself, identities {0:?}")]
+    OwnRegion(Vec<String>),
+    /// The certificate names no configured peer.
+    #[error("no [[peer]] has one of the identities {0:?}")]
+    UnknownIdentity(Vec<String>),
+    /// No common version of the wire.
+    #[error("no common wire version, caller has {0} to {1}")]
+    Version(u16, u16),
+    /// Every byte of `agent.max_in_flight_bytes` is granted to other sessions.
+    #[error("agent.max_in_flight_bytes is used up by other sessions")]
+    Full,
+    /// This agent is leaving.
+    #[error("draining")]
+    Draining,
+}
+
+/// What a listener is made of; the same parts make the next one after a restart.
+#[derive(Clone)]
+pub struct AgentListenerParts {
+    /// What the agent's actors share.
+    pub shared: Arc<AgentShared>,
+    /// The agent's counter of answered write batches.
+    pub tick: Arc<AtomicU64>,
+    /// Where sessions send items, by server number.
+    pub writers: Vec<Handoff<ApplyItems>>,
+}
+
+/// See the module.
+pub struct AgentListener {
+    parts: AgentListenerParts,
+    listener: Arc<TcpListener>,
+}
+
+impl AgentListener {
+    /// A listener on a bound socket.
+    pub fn new(parts: AgentListenerParts, listener: TcpListener) -> Self {
+        AgentListener { parts, listener: Arc::new(listener) }
+    }
+}
+
+impl Actor for AgentListener {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let (parts, listener) = (self.parts.clone(), self.listener.clone());
+        let places = Arc::new(Semaphore::new(MAX_GREETINGS));
+        self.parts.shared.listening.store(true, Relaxed);
+        let accept = async move {
+            loop {
+                let Ok(place) = places.clone().acquire_owned().await else { return };
+                match listener.accept().await {
+                    Ok((tcp, remote)) => {
+                        let parts = parts.clone();
+                        actix_rt::spawn(async move {
+                            greet_or_refuse(parts, tcp, remote.to_string()).await;
+                            drop(place);
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "could not accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        ctx.spawn(accept.into_actor(self));
+    }
+}
+
+impl Supervised for AgentListener {
+    fn restarting(&mut self, _: &mut Context<Self>) {
+        self.parts.shared.instruments.count_restart("agent_listener");
+    }
+}
+
+async fn greet_or_refuse(parts: AgentListenerParts, tcp: TcpStream, remote: String) {
+    let refused = match tokio::time::timeout(GREETING_TIMEOUT, greet(&parts, tcp, &remote)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error,
+        Err(_) => GreetingError::Timeout,
+    };
+    tracing::warn!(remote, error = %refused, "caller refused");
+}
+
+async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Result<(), GreetingError> {
+    let shared = &parts.shared;
+    tcp.set_nodelay(true)?;
+    let mut stream = shared.tls.accept(tcp).await?;
+    let identities = shared.tls.peer_identities(&stream)?;
+    let limits = limits(shared);
+    let mut buffer = BytesMut::with_capacity(4096);
+    let answer = match caller(shared, &identities) {
+        Ok(peer) => {
+            let hello = read_hello(&mut stream, &mut buffer, limits).await?;
+            accept(parts, peer, &hello, limits, remote).map(|accepted| (peer, hello, accepted))
+        }
+        Err(error) => Err(error),
+    };
+    let mut out = BytesMut::new();
+    let (peer, hello, (guard, ack, caches)) = match answer {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            // Said to the caller too, so that its operator need not look here.
+            wire::encode(&Frame::GoAway(GoAway { reason: error.to_string() }), &mut out);
+            stream.write_all(&out).await?;
+            stream.shutdown().await?;
+            return Err(error);
+        }
+    };
+    wire::encode(&Frame::HelloAck(ack), &mut out);
+    stream.write_all(&out).await?;
+    stream.flush().await?;
+    tracing::info!(peer = peer.region, remote, session = guard.id, software = hello.software, "session accepted");
+    AgentSession::begin(AgentSessionParts {
+        shared: shared.clone(),
+        tick: parts.tick.clone(),
+        writers: parts.writers.clone(),
+        peer: peer.region.clone(),
+        guard,
+        caches,
+        limits,
+        stream,
+        buffered: buffer,
+    });
+    Ok(())
+}
+
+/// Which peer the certificate names.
+fn caller<'a>(shared: &'a AgentShared, identities: &[String]) -> Result<&'a Peer, GreetingError> {
+    let named = |peer: &&Peer| identities.contains(&peer.identity);
+    match shared.config.peers.iter().find(named) {
+        Some(peer) => Ok(peer),
+        None if shared.tls.own_identities().iter().any(|own| identities.contains(own)) => {
+            Err(GreetingError::OwnRegion(identities.to_vec()))
+        }
+        None => Err(GreetingError::UnknownIdentity(identities.to_vec())),
+    }
+}
+
+async fn read_hello(
+    stream: &mut TlsStream<TcpStream>,
+    buffer: &mut BytesMut,
+    limits: Limits,
+) -> Result<Hello, GreetingError> {
+    let mut decoder = Decoder::new(limits);
+    loop {
+        match decoder.decode(buffer)? {
+            Some(Frame::Hello(hello)) => return Ok(hello),
+            Some(_) => return Err(GreetingError::NotHello),
+            None => {}
+        }
+        if stream.read_buf(buffer).await? == 0 {
+            return Err(GreetingError::Closed);
+        }
+    }
+}
+
+type Accepted = (crate::agent::SessionGuard, HelloAck, Vec<Option<u16>>);
+
+/// The terms of a session: its window, and for each of the caller's caches our own index, if it may write it.
+fn accept(
+    parts: &AgentListenerParts,
+    peer: &Peer,
+    hello: &Hello,
+    limits: Limits,
+    remote: &str,
+) -> Result<Accepted, GreetingError> {
+    let shared = &parts.shared;
+    if shared.draining.load(Relaxed) {
+        return Err(GreetingError::Draining);
+    }
+    let Some(version) = hello.agreed_version() else {
+        return Err(GreetingError::Version(hello.min_version, hello.max_version));
+    };
+    let mut statuses = Vec::with_capacity(hello.caches.len());
+    let mut caches = Vec::with_capacity(hello.caches.len());
+    for name in &hello.caches {
+        let known = shared.config.caches.iter().position(|cache| cache.name == *name);
+        let status = match known {
+            None => CacheStatus::Unknown,
+            Some(_) if !peer.caches.contains(name) => CacheStatus::Forbidden,
+            Some(_) => CacheStatus::Accepted,
+        };
+        if status != CacheStatus::Accepted {
+            tracing::warn!(peer = peer.region, cache = name, ?status, "caller may not write this cache");
+        }
+        caches.push(known.filter(|_| status == CacheStatus::Accepted).map(|cache| cache as u16));
+        statuses.push(status);
+    }
+    let guard = shared.open_session(&peer.region, remote).ok_or(GreetingError::Full)?;
+    let ack = HelloAck {
+        version,
+        software: concat!("evrepl ", env!("CARGO_PKG_VERSION")).to_owned(),
+        session: u64::from(guard.id),
+        tick: parts.tick.load(std::sync::atomic::Ordering::SeqCst),
+        window_bytes: guard.window,
+        features: vec![FEATURE_LZ4.to_owned()],
+        max_frame_bytes: limits.max_frame_bytes,
+        max_batch_items: limits.max_batch_items,
+        max_batch_raw_bytes: limits.max_batch_raw_bytes,
+        caches: statuses,
+    };
+    Ok((guard, ack, caches))
+}
+
+/// What this agent takes in one frame: the largest value of any cache on top of a generous batch.
+fn limits(shared: &AgentShared) -> Limits {
+    let largest = shared.config.caches.iter().map(|cache| cache.max_value_bytes).max().unwrap_or(0);
+    let usual = Limits::default();
+    let bytes = (largest as u64 + u64::from(usual.max_frame_bytes)).min(u64::from(u32::MAX)) as u32;
+    Limits { max_frame_bytes: bytes, max_batch_raw_bytes: bytes.max(usual.max_batch_raw_bytes), max_batch_items: MAX_BATCH_ITEMS }
+}

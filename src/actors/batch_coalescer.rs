@@ -1,0 +1,216 @@
+//! BatchCoalescer: one per lane.
+//!
+//! In: items from the lane's cache readers ([`TakeItems`]). Out: encoded, compressed batches to the lane's link.
+//! The newest item per key stays; a batch leaves on bytes, count or linger. While the link's mailbox is full it takes
+//! nothing more, so its own fills and the readers wait.
+//! Bounded by: `mailbox.batch_coalescer`, `batch.max_items`, `batch.max_bytes`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use tokio::time::Instant;
+
+use crate::coalesce::{OpenBatch, Trigger};
+use crate::config::Compression;
+use crate::handoff::{Carried, Handoff};
+use crate::outcome::Outcome;
+use crate::relay::{FlowShared, HeldEvent, HeldItem, LaneClock, ORIGIN_OTHER, Reports, Seen};
+use crate::wire::{Codec, EncodedBatch, Expiry, ItemEncoder, ItemOp, ItemRef, TraceContext};
+
+/// Items from one reader, in look order. Travels by hand-off.
+#[derive(Debug)]
+pub struct TakeItems {
+    /// Each event holds a permit, each item its bytes.
+    pub items: Vec<HeldItem>,
+}
+
+/// A batch for the link, with what it needs to know of each item once it is acked. Travels by hand-off.
+#[derive(Debug)]
+pub struct ShipBatch {
+    /// What crosses the network.
+    pub encoded: EncodedBatch,
+    /// When the items' ages were written.
+    pub encoded_at: Instant,
+    /// By index in the batch.
+    pub items: Vec<ShippedItem>,
+    /// Bytes of the flow's budget that the batch holds until it is acked.
+    pub bytes: usize,
+    /// The session all its looks were made in.
+    pub session: u64,
+}
+
+/// What the link keeps of an item.
+#[derive(Debug)]
+pub struct ShippedItem {
+    /// The event it answers.
+    pub event: HeldEvent,
+    /// How the event ends when the peer applies it.
+    pub outcome: Outcome,
+    /// It only touches: with nothing there to touch, the key is looked at again.
+    pub touch: bool,
+}
+
+/// See the module.
+pub struct BatchCoalescer {
+    shared: Arc<FlowShared>,
+    clock: Arc<LaneClock>,
+    link: Handoff<ShipBatch>,
+    open: OpenBatch,
+    encoder: ItemEncoder,
+    inbox: VecDeque<Carried<TakeItems>>,
+    outbox: Option<ShipBatch>,
+    sending: bool,
+    linger: Option<SpawnHandle>,
+}
+
+impl BatchCoalescer {
+    /// A coalescer with an empty batch.
+    pub fn new(shared: Arc<FlowShared>, clock: Arc<LaneClock>, link: Handoff<ShipBatch>) -> Self {
+        let batch = &shared.config.batch;
+        BatchCoalescer {
+            open: OpenBatch::new(batch.max_items, batch.max_bytes),
+            encoder: ItemEncoder::new(),
+            inbox: VecDeque::new(),
+            outbox: None,
+            sending: false,
+            linger: None,
+            shared,
+            clock,
+            link,
+        }
+    }
+}
+
+impl Actor for BatchCoalescer {
+    type Context = Context<Self>;
+}
+
+impl Handler<Carried<TakeItems>> for BatchCoalescer {
+    type Result = ();
+
+    fn handle(&mut self, carried: Carried<TakeItems>, ctx: &mut Self::Context) {
+        self.inbox.push_back(carried);
+        self.advance(ctx);
+    }
+}
+
+impl BatchCoalescer {
+    /// Takes items while there is a way out for the batch they may fill.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        fail::fail_point!("batch_coalescer_advance");
+        let mut reports = Reports::default();
+        while self.outbox.is_none() {
+            let Some(Carried { message, slot }) = self.inbox.pop_front() else { break };
+            let now = Instant::now();
+            let mut items = message.items.into_iter();
+            for item in items.by_ref() {
+                if let Some(replaced) = self.open.push(item, now) {
+                    reports.finished(replaced.event.ticket, Outcome::Superseded);
+                    self.shared.give_bytes(replaced.bytes);
+                }
+                if let Some(trigger) = self.open.full() {
+                    self.close(trigger, ctx);
+                    break;
+                }
+            }
+            if items.len() > 0 {
+                // The rest keeps its slot: its contents are not taken over yet.
+                self.inbox.push_front(Carried { message: TakeItems { items: items.collect() }, slot });
+            }
+        }
+        self.shared.report(&mut reports);
+        if let (Some(opened), None) = (self.open.opened(), self.linger) {
+            let wait = (opened + self.shared.config.batch.linger).saturating_duration_since(Instant::now());
+            self.linger = Some(ctx.run_later(wait, |act, ctx| {
+                act.linger = None;
+                act.lingered(ctx);
+            }));
+        }
+    }
+
+    fn lingered(&mut self, ctx: &mut Context<Self>) {
+        if !self.open.is_empty() && self.outbox.is_none() {
+            self.close(Trigger::Linger, ctx);
+        }
+        // Else it leaves as soon as the one before it has left.
+    }
+
+    /// Encodes the open batch and hands it to the link.
+    fn close(&mut self, trigger: Trigger, ctx: &mut Context<Self>) {
+        if let Some(timer) = self.linger.take() {
+            ctx.cancel_future(timer);
+        }
+        let items = self.open.take();
+        let now = Instant::now();
+        // All looks of a session or none: one that was made in another is for the link to refuse.
+        let session = items.first().map_or(0, |item| item.session);
+        let session = if items.iter().all(|item| item.session == session) { session } else { 0 };
+        let mut shipped = Vec::with_capacity(items.len());
+        let mut bytes = 0;
+        for item in items {
+            bytes += item.bytes();
+            self.encoder.push(&encodable(&item, self.shared.wire_cache(item.event.cache), now));
+            let (outcome, touch) = match item.seen {
+                Seen::Value { .. } => (Outcome::Applied, false),
+                Seen::Touch(_) => (Outcome::Applied, true),
+                Seen::Nothing(outcome) => (outcome, false),
+            };
+            shipped.push(ShippedItem { event: item.event, outcome, touch });
+        }
+        let codec = match self.shared.config.batch.compression {
+            Compression::Lz4 if self.clock.lz4() => Codec::Lz4,
+            _ => Codec::Raw,
+        };
+        let encoded = self.encoder.finish(codec);
+        let size = encoded.payload.len();
+        self.shared.instruments.record_batch(&self.shared.view.name, trigger.name(), shipped.len(), size);
+        self.outbox = Some(ShipBatch { encoded, encoded_at: now, items: shipped, bytes, session });
+        self.send(ctx);
+    }
+
+    fn send(&mut self, ctx: &mut Context<Self>) {
+        if self.sending {
+            return;
+        }
+        let Some(batch) = self.outbox.take() else { return };
+        self.sending = true;
+        let link = self.link.clone();
+        let send = async move { link.send(batch).await.is_ok() };
+        ctx.spawn(send.into_actor(self).map(|sent, act, ctx| {
+            act.sending = false;
+            if sent {
+                act.send(ctx);
+                let lingered = act.open.opened().is_some_and(|at| at.elapsed() >= act.shared.config.batch.linger);
+                if act.outbox.is_none() && lingered {
+                    act.close(Trigger::Linger, ctx);
+                }
+                act.advance(ctx);
+            }
+            // Else the link is gone and the flow is about to be rebuilt from its committed offsets.
+        }));
+    }
+}
+
+/// An item as the wire wants it; its age is from the look to now.
+fn encodable(item: &HeldItem, cache: u16, now: Instant) -> ItemRef<'_> {
+    let (op, value, flags, expiry) = match &item.seen {
+        Seen::Value { value, flags, expiry } => (ItemOp::Set, &value[..], *flags, *expiry),
+        Seen::Touch(expiry) => (ItemOp::Touch, &[][..], 0, *expiry),
+        Seen::Nothing(_) => (ItemOp::Remove, &[][..], 0, Expiry::Never),
+    };
+    ItemRef {
+        cache,
+        op,
+        key: &item.event.key,
+        value,
+        flags,
+        expiry,
+        ver: item.event.ver,
+        origin: (item.event.origin != ORIGIN_OTHER).then_some(item.event.origin),
+        looked_at: item.looked_at,
+        age_us: now.saturating_duration_since(item.looked).as_micros() as u64,
+        produced_at_ms: item.event.produced_at_ms.max(0) as u64,
+        trace: item.event.trace.map(|t| TraceContext { trace_id: t.trace_id, span_id: t.span_id, flags: t.flags }),
+    }
+}

@@ -1,0 +1,667 @@
+//! CacheReader: one per memcached server of this region and lane.
+//!
+//! In: events ([`LookAt`]), dirty keys ([`KeysDirtied`]), and what the link says about its session. Out: items to the
+//! lane's coalescer. It looks only while there is a session, one pipelined read at a time; every look is stamped with the
+//! last tick heard before it was sent.
+//! It holds the dirty keys of its server with their backoff, and the server's circuit breaker; a failed look is a state.
+//! Bounded by: `mailbox.cache_reader`, the flow's permits and bytes, and `flow.max_dirty_keys`, beyond which it takes
+//! nothing new.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::breaker::{Allows, Breaker, BreakerState};
+use crate::config::OnSet;
+use crate::dirty::{Dirtied, DirtySet};
+use crate::event::Op;
+use crate::handoff::{Carried, Handoff, Slot};
+use crate::memcached::{Connection, LookRequest, Looked, MemcachedError, RemainingTtl};
+use crate::outcome::Outcome;
+use crate::permits::Urgency;
+use crate::relay::{FlowShared, HeldEvent, HeldItem, ITEM_OVERHEAD, LaneClock, Reports, Seen, Stage, WaitView, wall_ms};
+use crate::wire::Expiry;
+
+use super::batch_coalescer::TakeItems;
+use super::partition_consumer::merged;
+
+/// A key without a value is looked at once more after this: the event may be ahead of the write.
+const SECOND_LOOK_AFTER: Duration = Duration::from_millis(25);
+/// An event older than this is not ahead of its write.
+const SECOND_LOOK_UNTIL_MS: i64 = 1_000;
+/// How often what keys wait for is published.
+const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+/// memcached takes a ttl above this as a Unix time.
+const MAX_RELATIVE_TTL: u32 = 2_592_000;
+
+/// Events to look at, in order. Travels by hand-off.
+#[derive(Debug)]
+pub struct LookAt {
+    /// Each holds a permit.
+    pub events: Vec<HeldEvent>,
+}
+
+/// Keys that must be looked at again. A fact: their events have given their permits up already.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct KeysDirtied(pub Vec<(HeldEvent, Dirtied)>);
+
+/// The lane's link has a session: looks may be made.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct SessionStarted;
+
+/// A destination server took a key that was its probe: the keys that wait for it may go.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+pub struct ServerAnswered(pub Arc<str>);
+
+/// What a cache reader is made of.
+pub struct CacheReaderParts {
+    /// What the flow's actors share.
+    pub shared: Arc<FlowShared>,
+    /// Which lane.
+    pub lane: usize,
+    /// Number of its server among all servers of all caches.
+    pub number: usize,
+    /// Index of its cache.
+    pub cache: usize,
+    /// `host:port` of its server.
+    pub address: String,
+    /// What the lane has heard.
+    pub clock: Arc<LaneClock>,
+    /// Where its items go.
+    pub coalescer: Handoff<TakeItems>,
+}
+
+/// A message that was taken in, with the slot it occupies until its last event is looked at.
+struct Inbound {
+    events: std::vec::IntoIter<HeldEvent>,
+    _slot: Slot,
+}
+
+/// See the module.
+pub struct CacheReader {
+    parts: CacheReaderParts,
+    inbox: VecDeque<Inbound>,
+    dirty: DirtySet<HeldEvent>,
+    /// Dirty keys that have a permit again.
+    ready: VecDeque<HeldEvent>,
+    /// Keys without a value, until their second look.
+    missed: VecDeque<(Instant, HeldEvent)>,
+    /// Permits for dirty keys are being waited for.
+    acquiring: bool,
+    connection: Option<Connection>,
+    reading: bool,
+    sending: bool,
+    outbox: Vec<HeldItem>,
+    waits_for_bytes: bool,
+    breaker: Breaker,
+    source_away_since: Option<Instant>,
+    last_error: Option<String>,
+    mean: MeanSize,
+    timer: Option<(Instant, SpawnHandle)>,
+    published: usize,
+}
+
+impl CacheReader {
+    /// A reader without connection; it dials when it first looks.
+    pub fn new(parts: CacheReaderParts) -> Self {
+        let config = &parts.shared.config;
+        let backoff = Backoff::new(config.memcached.backoff_initial, config.memcached.backoff_max).unwrap_or_default();
+        let max_value = config.caches[parts.cache].max_value_bytes;
+        CacheReader {
+            inbox: VecDeque::new(),
+            dirty: DirtySet::new(),
+            ready: VecDeque::new(),
+            missed: VecDeque::new(),
+            acquiring: false,
+            connection: None,
+            reading: false,
+            sending: false,
+            outbox: Vec::new(),
+            waits_for_bytes: false,
+            breaker: Breaker::new(config.memcached.breaker_failures, backoff),
+            source_away_since: None,
+            last_error: None,
+            mean: MeanSize::new(max_value),
+            timer: None,
+            published: 0,
+            parts,
+        }
+    }
+}
+
+impl Actor for CacheReader {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(PUBLISH_EVERY, |act, _| act.publish());
+    }
+}
+
+impl Handler<Carried<LookAt>> for CacheReader {
+    type Result = ();
+
+    fn handle(&mut self, carried: Carried<LookAt>, ctx: &mut Self::Context) {
+        self.inbox.push_back(Inbound { events: carried.message.events.into_iter(), _slot: carried.slot });
+        self.advance(ctx);
+    }
+}
+
+impl Handler<KeysDirtied> for CacheReader {
+    type Result = ();
+
+    fn handle(&mut self, KeysDirtied(keys): KeysDirtied, ctx: &mut Self::Context) {
+        let now = Instant::now();
+        let mut reports = Reports::default();
+        for (event, why) in keys {
+            self.hold_dirty(event, why, now, &mut reports);
+        }
+        self.parts.shared.report(&mut reports);
+        self.advance(ctx);
+    }
+}
+
+impl Handler<SessionStarted> for CacheReader {
+    type Result = ();
+
+    fn handle(&mut self, _: SessionStarted, ctx: &mut Self::Context) {
+        self.advance(ctx);
+    }
+}
+
+impl Handler<ServerAnswered> for CacheReader {
+    type Result = ();
+
+    fn handle(&mut self, ServerAnswered(server): ServerAnswered, ctx: &mut Self::Context) {
+        self.dirty.server_answered(&server, Instant::now());
+        self.advance(ctx);
+    }
+}
+
+impl CacheReader {
+    /// Does whatever can be done now; called after everything that happens.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        let (session, tick) = self.parts.clock.read();
+        if session == 0 {
+            // Takes nothing: Kafka holds the rest.
+            return;
+        }
+        self.acquire(now, ctx);
+        self.send(ctx);
+        if !self.reading && self.outbox.is_empty() {
+            match self.breaker.state(now) {
+                BreakerState::Closed => self.read(session, tick, now, self.read_size(), ctx),
+                _ => self.set_aside(session, tick, now, ctx),
+            }
+        }
+        self.set_timer(ctx);
+    }
+
+    /// While the server does not answer: one key goes as a probe when it is time, everything else waits as dirty.
+    fn set_aside(&mut self, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
+        if self.breaker.allows(now) == Allows::Probe {
+            // A probe must look: it takes a waiting key, whatever it waits for.
+            if self.ready.is_empty() && self.inbox.is_empty() && self.missed.is_empty() {
+                self.dirty.source_back(now);
+                self.acquire(now, ctx);
+                if !self.acquiring {
+                    // Nothing waits for this server, so nothing asks whether it is back until something does.
+                    self.breaker.record_abandoned();
+                    return;
+                }
+            }
+            self.read(session, tick, now, 1, ctx);
+            if !self.reading {
+                self.breaker.record_abandoned();
+            }
+        }
+        let mut reports = Reports::default();
+        while self.dirty.len() < self.parts.shared.config.flow.max_dirty_keys {
+            let next = self.ready.pop_front().or_else(|| self.missed.pop_front().map(|(_, event)| event));
+            let Some(event) = next.or_else(|| self.next_inbound()) else { break };
+            reports.dirty(event.ticket);
+            self.hold_dirty(event, Dirtied::SourceAway, now, &mut reports);
+        }
+        self.parts.shared.report(&mut reports);
+    }
+
+    /// Keys that are due ask for permits, before new chunks do.
+    fn acquire(&mut self, now: Instant, ctx: &mut Context<Self>) {
+        if self.acquiring || self.dirty.is_empty() || !self.ready.is_empty() {
+            return;
+        }
+        let mut due = Vec::new();
+        let most = self.parts.shared.config.memcached.max_read_keys.min(self.parts.shared.permits.total() / 4).max(1);
+        self.dirty.take_due(now, most, &mut due);
+        if due.is_empty() {
+            return;
+        }
+        self.acquiring = true;
+        let shared = self.parts.shared.clone();
+        let take = async move {
+            shared.permits.take(due.len(), Urgency::Dirty).await;
+            due
+        };
+        ctx.spawn(take.into_actor(self).map(|due, act, ctx| {
+            let mut reports = Reports::default();
+            for event in &due {
+                reports.in_flight(event.ticket);
+            }
+            act.parts.shared.report(&mut reports);
+            act.ready.extend(due);
+            act.acquiring = false;
+            act.advance(ctx);
+        }));
+    }
+
+    fn next_inbound(&mut self) -> Option<HeldEvent> {
+        loop {
+            let front = self.inbox.front_mut()?;
+            if let Some(event) = front.events.next() {
+                if front.events.len() == 0 {
+                    self.inbox.pop_front();
+                }
+                return Some(event);
+            }
+            self.inbox.pop_front();
+        }
+    }
+
+    /// How many keys the next read may ask for: what the free bytes hold of values of the mean size.
+    fn read_size(&self) -> usize {
+        let room = self.parts.shared.bytes.free() / (self.mean.bytes() + ITEM_OVERHEAD);
+        room.min(self.parts.shared.config.memcached.max_read_keys).max(1)
+    }
+
+    /// Starts one read of at most `most` keys.
+    fn read(&mut self, session: u64, tick: u64, now: Instant, most: usize, ctx: &mut Context<Self>) {
+        fail::fail_point!("cache_reader_read");
+        if self.ready.is_empty() && self.inbox.is_empty() && self.missed.front().is_none_or(|(due, _)| *due > now) {
+            return;
+        }
+        if self.parts.shared.bytes.free() == 0 {
+            self.wait_for_bytes(ctx);
+            return;
+        }
+        let mut events = Vec::with_capacity(most);
+        let mut reports = Reports::default();
+        let dirty_full = self.dirty.len() >= self.parts.shared.config.flow.max_dirty_keys;
+        while events.len() < most {
+            let event = match self.ready.pop_front() {
+                Some(event) => event,
+                None => match self.missed.front() {
+                    Some((due, _)) if *due <= now => match self.missed.pop_front() {
+                        Some((_, event)) => event,
+                        None => break,
+                    },
+                    // A full set of dirty keys takes nothing new, and so its partitions pause.
+                    _ if dirty_full => break,
+                    _ => match self.next_inbound() {
+                        Some(event) => event,
+                        None => break,
+                    },
+                },
+            };
+            if !self.dirty.is_empty() && self.dirty.contains(event.cache, &event.key) {
+                // It joins the key that waits and supersedes the event that waited.
+                reports.dirty(event.ticket);
+                self.join(event, now, &mut reports);
+                continue;
+            }
+            events.push(event);
+        }
+        self.parts.shared.report(&mut reports);
+        if events.is_empty() {
+            return;
+        }
+        if !self.parts.clock.accepts(self.parts.cache) {
+            self.wait_for_cache(events, now);
+            return;
+        }
+        if self.parts.shared.config.caches[self.parts.cache].on_set == OnSet::Invalidate {
+            self.invalidate(events, session, tick, now, ctx);
+            return;
+        }
+        self.look(events, session, tick, now, ctx);
+    }
+
+    /// The peer does not know this cache, or does not let us write it: its keys wait, and ask now and then.
+    fn wait_for_cache(&mut self, events: Vec<HeldEvent>, now: Instant) {
+        let cache = &self.parts.shared.config.caches[self.parts.cache].name;
+        let server: Arc<str> = format!("{} to accept cache {cache}", self.parts.shared.peer().region).into();
+        let mut reports = Reports::default();
+        for event in events {
+            reports.dirty(event.ticket);
+            self.hold_dirty(event, Dirtied::Later { server: server.clone() }, now, &mut reports);
+        }
+        self.parts.shared.report(&mut reports);
+    }
+
+    fn look(&mut self, events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
+        self.reading = true;
+        let reserved = events.len() * (self.mean.bytes() + ITEM_OVERHEAD);
+        self.parts.shared.take_bytes(reserved);
+        let requests: Vec<LookRequest> = events
+            .iter()
+            .map(|event| LookRequest { key: event.key.clone(), value: event.op != Op::Touch || event.attempts > 0 })
+            .collect();
+        let connection = self.connection.take();
+        let address = self.parts.address.clone();
+        let settings = self.parts.shared.config.memcached.clone();
+        let read = async move {
+            let mut out = Vec::with_capacity(requests.len());
+            let work = async {
+                let mut connection = match connection {
+                    Some(connection) => connection,
+                    None => Connection::connect(&address, settings.connect_timeout).await?,
+                };
+                connection.look(&requests, &mut out).await?;
+                Ok::<_, MemcachedError>(connection)
+            };
+            // A read that is given up harms nobody: its connection goes with it.
+            let limit = settings.timeout + settings.connect_timeout;
+            let result = match tokio::time::timeout(limit, work).await {
+                Ok(Ok(connection)) => Ok(connection),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err(format!("no answer within {limit:?}")),
+            };
+            (result, out)
+        };
+        ctx.spawn(read.into_actor(self).map(move |(result, out), act, ctx| {
+            act.reading = false;
+            act.parts.shared.give_bytes(reserved);
+            match result {
+                Ok(connection) => {
+                    act.connection = Some(connection);
+                    act.server_answered();
+                    act.looked(events, out, session, tick, now);
+                }
+                Err(error) => act.look_failed(events, error),
+            }
+            act.advance(ctx);
+        }));
+    }
+
+    fn server_answered(&mut self) {
+        if self.breaker.record_success() {
+            tracing::info!(flow = self.parts.shared.view.name, server = self.parts.address, "memcached answers again");
+        }
+        if self.source_away_since.take().is_some() {
+            self.dirty.source_back(Instant::now());
+        }
+    }
+
+    fn look_failed(&mut self, events: Vec<HeldEvent>, error: String) {
+        let now = Instant::now();
+        if self.breaker.record_failure(now, rand::random()) {
+            tracing::warn!(
+                flow = self.parts.shared.view.name, server = self.parts.address, error,
+                "memcached does not answer, its keys wait"
+            );
+        }
+        self.last_error = Some(error);
+        let why = match self.breaker.state(now) {
+            BreakerState::Closed => Dirtied::LookAgain,
+            _ => Dirtied::SourceAway,
+        };
+        if why == Dirtied::SourceAway {
+            self.source_away_since.get_or_insert(now);
+        }
+        let mut reports = Reports::default();
+        for event in events {
+            reports.dirty(event.ticket);
+            self.hold_dirty(event, why.clone(), now, &mut reports);
+        }
+        self.parts.shared.report(&mut reports);
+    }
+
+    /// Turns what was seen into items.
+    fn looked(&mut self, events: Vec<HeldEvent>, seen: Vec<Looked>, session: u64, tick: u64, looked: Instant) {
+        let cache = &self.parts.shared.config.caches[self.parts.cache];
+        let max_value = cache.max_value_bytes.min(self.parts.clock.max_value());
+        let wall = wall_ms();
+        let now = Instant::now();
+        let (mut bytes, mut values, mut value_bytes) = (0, 0, 0);
+        let mut reports = Reports::default();
+        if let Some(newest) = events.last() {
+            self.parts.shared.lag(Stage::Looked, newest.produced_at_ms);
+        }
+        for (mut event, looked_as) in events.into_iter().zip(seen) {
+            let seen = match looked_as {
+                Looked::Hit { value, .. } if value.len() > max_value => {
+                    value_bytes += value.len();
+                    values += 1;
+                    Seen::Nothing(Outcome::TooLarge)
+                }
+                Looked::Hit { ttl, .. } if event.op == Op::Touch && event.attempts == 0 => Seen::Touch(expiry(ttl)),
+                Looked::Hit { value, flags, ttl } => {
+                    value_bytes += value.len();
+                    values += 1;
+                    Seen::Value { value, flags, expiry: expiry(ttl) }
+                }
+                Looked::Miss if event.op == Op::Delete => Seen::Nothing(Outcome::Deleted),
+                // The event may be ahead of the write: once more in a moment, while others pass.
+                Looked::Miss if !event.missed && wall - event.produced_at_ms <= SECOND_LOOK_UNTIL_MS => {
+                    event.missed = true;
+                    self.missed.push_back((now + SECOND_LOOK_AFTER, event));
+                    continue;
+                }
+                Looked::Miss | Looked::Stale { .. } => Seen::Nothing(Outcome::Missing),
+                Looked::Refused(reason) => {
+                    tracing::debug!(server = self.parts.address, reason, "memcached refused a look");
+                    reports.dirty(event.ticket);
+                    self.hold_dirty(event, Dirtied::LookAgain, now, &mut reports);
+                    continue;
+                }
+            };
+            let item = HeldItem { event, seen, looked_at: tick, session, looked };
+            bytes += item.bytes();
+            self.outbox.push(item);
+        }
+        self.mean.saw(value_bytes, values);
+        self.parts.shared.take_bytes(bytes);
+        self.parts.shared.report(&mut reports);
+    }
+
+    /// With `on_set = "invalidate"` nothing is looked at: a set or a delete removes the peer's copy, a touch touches it.
+    fn invalidate(&mut self, events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
+        let mut bytes = 0;
+        for event in events {
+            let seen = match event.op {
+                Op::Touch if event.attempts == 0 => match remaining(event.ttl, event.produced_at_ms, wall_ms()) {
+                    Some(expiry) => Seen::Touch(expiry),
+                    None => Seen::Nothing(Outcome::Deleted),
+                },
+                _ => Seen::Nothing(Outcome::Deleted),
+            };
+            let item = HeldItem { event, seen, looked_at: tick, session, looked: now };
+            bytes += item.bytes();
+            self.outbox.push(item);
+        }
+        self.parts.shared.take_bytes(bytes);
+        self.send(ctx);
+    }
+
+    /// Hands the outbox to the coalescer, one message at a time so that order survives.
+    fn send(&mut self, ctx: &mut Context<Self>) {
+        if self.sending || self.outbox.is_empty() {
+            return;
+        }
+        self.sending = true;
+        let items = std::mem::take(&mut self.outbox);
+        let coalescer = self.parts.coalescer.clone();
+        let send = async move { coalescer.send(TakeItems { items }).await.is_ok() };
+        ctx.spawn(send.into_actor(self).map(|sent, act, ctx| {
+            act.sending = false;
+            if sent {
+                act.advance(ctx);
+            }
+            // Else the coalescer is gone and the flow is about to be rebuilt from its committed offsets.
+        }));
+    }
+
+    fn wait_for_bytes(&mut self, ctx: &mut Context<Self>) {
+        if self.waits_for_bytes {
+            return;
+        }
+        self.waits_for_bytes = true;
+        let shared = self.parts.shared.clone();
+        let least = self.mean.bytes() + ITEM_OVERHEAD;
+        let wait = async move { shared.bytes.wait_for(least).await };
+        ctx.spawn(wait.into_actor(self).map(|(), act, ctx| {
+            act.waits_for_bytes = false;
+            act.advance(ctx);
+        }));
+    }
+
+    /// An event whose permit was given up waits as its key's one event.
+    fn hold_dirty(&mut self, mut event: HeldEvent, why: Dirtied, now: Instant, reports: &mut Reports) {
+        // The key alone, or one waiting key would keep a whole chunk's buffer.
+        event.key = Bytes::copy_from_slice(&event.key);
+        event.probe = None;
+        event.missed = false;
+        let reason = match &why {
+            Dirtied::SessionLost => "session_lost",
+            Dirtied::LookAgain => "look_again",
+            Dirtied::SourceAway => "source_away",
+            Dirtied::Later { .. } => "later",
+        };
+        self.parts.shared.instruments.count_look_again(&self.parts.shared.view.name, reason);
+        if let Some(older) = self.dirty.insert(event, why, now, rand::random()) {
+            reports.finished_dirty(older.ticket, Outcome::Superseded);
+        }
+    }
+
+    fn join(&mut self, mut event: HeldEvent, now: Instant, reports: &mut Reports) {
+        event.key = Bytes::copy_from_slice(&event.key);
+        event.op = merged(Op::Set, event.op);
+        match self.dirty.join(event) {
+            Ok(older) => reports.finished_dirty(older.ticket, Outcome::Superseded),
+            Err(event) => self.hold_dirty(event, Dirtied::LookAgain, now, reports),
+        }
+    }
+
+    /// Wakes at the next thing that is due by time alone.
+    fn set_timer(&mut self, ctx: &mut Context<Self>) {
+        let probe = (!self.dirty.is_empty()).then(|| self.breaker.probe_at()).flatten();
+        let closed = matches!(self.breaker.state(Instant::now()), BreakerState::Closed);
+        let missed = if closed { self.missed.front().map(|(due, _)| *due) } else { None };
+        let dirty = if self.acquiring || !self.ready.is_empty() { None } else { self.dirty.next_due() };
+        let Some(next) = [probe, missed, dirty].into_iter().flatten().min() else { return };
+        if let Some((at, handle)) = self.timer {
+            if at <= next && at > Instant::now() {
+                return;
+            }
+            ctx.cancel_future(handle);
+        }
+        // A moment at least: what is due now but cannot be done is woken by what it waits for.
+        let wait = next.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let handle = ctx.run_later(wait, |act, ctx| {
+            act.timer = None;
+            act.advance(ctx);
+        });
+        self.timer = Some((Instant::now() + wait, handle));
+    }
+
+    fn publish(&mut self) {
+        if self.dirty.is_empty() && self.published == 0 {
+            return;
+        }
+        self.published = self.dirty.len();
+        let mut waits: Vec<WaitView> = Vec::new();
+        let mut elsewhere = 0;
+        for (server, keys, since) in self.dirty.waiting_for() {
+            elsewhere += keys;
+            waits.push(WaitView { server: server.to_string(), keys, since });
+        }
+        let rest = self.dirty.len().saturating_sub(elsewhere);
+        if rest > 0 {
+            let (server, since) = match self.source_away_since {
+                Some(since) => (self.parts.address.clone(), since),
+                None => (self.parts.shared.peer().region.clone(), Instant::now()),
+            };
+            waits.push(WaitView { server, keys: rest, since });
+        }
+        self.parts.shared.view.set_waits(self.parts.lane, self.parts.number, waits);
+    }
+}
+
+fn expiry(ttl: RemainingTtl) -> Expiry {
+    match ttl {
+        RemainingTtl::Never => Expiry::Never,
+        RemainingTtl::Seconds(seconds) => Expiry::Seconds(seconds),
+    }
+}
+
+/// What is left of a writer's ttl; `None` when nothing is, or when there is no ttl to go by.
+fn remaining(ttl: Option<u32>, produced_at_ms: i64, wall_ms: i64) -> Option<Expiry> {
+    let ttl = ttl?;
+    if ttl == 0 {
+        return Some(Expiry::Never);
+    }
+    let ends_ms = if ttl <= MAX_RELATIVE_TTL { produced_at_ms + i64::from(ttl) * 1000 } else { i64::from(ttl) * 1000 };
+    let seconds = (ends_ms - wall_ms) / 1000;
+    (seconds > 0).then(|| Expiry::Seconds(seconds.min(i64::from(u32::MAX)) as u32))
+}
+
+/// Mean size of the values lately read, quick to rise and slow to fall: a read is sized before its values are known.
+#[derive(Debug)]
+struct MeanSize {
+    bytes: usize,
+}
+
+impl MeanSize {
+    /// Starts with the largest value there may be, until values have been seen.
+    fn new(largest: usize) -> Self {
+        MeanSize { bytes: largest }
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn saw(&mut self, bytes: usize, values: usize) {
+        if values == 0 {
+            return;
+        }
+        let mean = bytes / values;
+        // Falls by a quarter of the way per read, rises at once.
+        self.bytes = if mean >= self.bytes { mean } else { self.bytes - (self.bytes - mean).div_ceil(4) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_sized_for_the_largest_value_until_values_were_seen_and_again_when_they_grow() {
+        let mut mean = MeanSize::new(1 << 20);
+        mean.saw(0, 0);
+        assert_eq!(mean.bytes(), 1 << 20);
+        for _ in 0..60 {
+            mean.saw(1000, 10);
+        }
+        assert_eq!(mean.bytes(), 100);
+        mean.saw(500_000, 10);
+        assert_eq!(mean.bytes(), 50_000);
+    }
+
+    #[test]
+    fn a_writers_ttl_is_rounded_down_and_never_becomes_for_ever() {
+        assert_eq!(remaining(Some(0), 0, 99), Some(Expiry::Never));
+        assert_eq!(remaining(Some(10), 1_000, 1_000), Some(Expiry::Seconds(10)));
+        assert_eq!(remaining(Some(10), 1_000, 1_001), Some(Expiry::Seconds(9)));
+        assert_eq!(remaining(Some(10), 1_000, 11_000), None);
+        assert_eq!(remaining(Some(4_000_000), 0, 3_999_000_000), Some(Expiry::Seconds(1_000)));
+        assert_eq!(remaining(None, 0, 0), None);
+    }
+}

@@ -1,0 +1,469 @@
+//! PartitionConsumer: one per assigned partition of a flow.
+//!
+//! In: chunks, pulled one at a time from the partition's queue, so that outcomes never queue behind new work; outcomes from
+//! the lanes. Out: events to the cache readers, watermarks to the poll thread, dead letters to Kafka.
+//! It ends when its partition is revoked; the next assignment gets a new one, with a new generation.
+//! Bounded by: the queue (`mailbox.partition_consumer`), the permits of the flow, and [`MAX_DEAD_LETTERS`].
+
+use std::sync::{Arc, PoisonError, mpsc};
+use std::time::Duration;
+
+use actix::prelude::*;
+use bytes::Bytes;
+use hashbrown::HashMap;
+use tokio::time::Instant;
+
+use crate::config::OnSet;
+use crate::event::{self, Op};
+use crate::handoff::Handoff;
+use crate::hashing;
+use crate::hlc;
+use crate::kafka::{Produce, Producer};
+use crate::memcached;
+use crate::offsets::{Accounts, Hold, Seq, Tracker};
+use crate::outcome::Outcome;
+use crate::permits::Urgency;
+use crate::poll_thread::{Chunk, ChunkReady, PartitionQueue, PollCommand, RecordEntry, RevokePartition, Revoked};
+use crate::relay::{
+    EventsReported, Fate, FlowShared, HeldEvent, ORIGIN_OTHER, PartitionReport, Stage, Ticket, wall_ms,
+};
+
+use super::cache_reader::LookAt;
+
+/// Dead letters of one partition that wait for Kafka's acknowledgement; beyond it the partition takes no new chunk.
+const MAX_DEAD_LETTERS: usize = 1024;
+/// How long one dead letter may wait for its acknowledgement before it is produced again.
+const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before a dead letter that Kafka refused is produced again.
+const DEAD_LETTER_PAUSE: Duration = Duration::from_millis(500);
+
+/// The consumer ended in order: its partition was revoked.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct PartitionEnded(pub u32);
+
+/// Every cache reader of a flow: by lane, then by server number.
+pub type Readers = Arc<Vec<Vec<Handoff<LookAt>>>>;
+
+/// What a partition consumer is made of.
+pub struct PartitionConsumerParts {
+    /// Its number in the flow, never used twice.
+    pub id: u32,
+    /// What the flow's actors share.
+    pub shared: Arc<FlowShared>,
+    /// Where its chunks come from.
+    pub queue: Arc<PartitionQueue>,
+    /// Index of the cache whose topic this is.
+    pub cache: u16,
+    /// Where its events go.
+    pub readers: Readers,
+    /// Where its watermarks go.
+    pub commands: mpsc::Sender<PollCommand>,
+    /// Writes its dead letters.
+    pub producer: Producer,
+    /// Told when it ends.
+    pub ended: Recipient<PartitionEnded>,
+}
+
+/// See the module.
+pub struct PartitionConsumer {
+    parts: PartitionConsumerParts,
+    tracker: Tracker,
+    /// Offset of the first record, for the lag before anything is finished.
+    first: Option<i64>,
+    /// Newest event per key of the chunk at hand; kept for its memory.
+    newest: HashMap<Bytes, usize, foldhash::fast::RandomState>,
+    /// Waits for permits: what it takes with it is not in flight yet.
+    waiting: Option<SpawnHandle>,
+    /// A chunk is being handed on.
+    working: bool,
+    dead_letters: usize,
+    revoke: Option<RevokePartition>,
+}
+
+impl PartitionConsumer {
+    /// A consumer that starts with the queue's next chunk.
+    pub fn new(parts: PartitionConsumerParts) -> Self {
+        PartitionConsumer {
+            tracker: Tracker::new(parts.queue.generation),
+            parts,
+            first: None,
+            newest: HashMap::default(),
+            waiting: None,
+            working: false,
+            dead_letters: 0,
+            revoke: None,
+        }
+    }
+}
+
+impl Actor for PartitionConsumer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let reports = ctx.address().recipient();
+        let consumers = &self.parts.shared.consumers;
+        consumers.write().unwrap_or_else(PoisonError::into_inner).insert(self.parts.id, reports);
+        self.publish();
+        ctx.run_interval(self.parts.shared.config.kafka.commit_interval, |act, _| act.commit());
+        self.parts.queue.attach(ctx.address().recipient(), ctx.address().recipient());
+    }
+}
+
+impl Handler<ChunkReady> for PartitionConsumer {
+    type Result = ();
+
+    fn handle(&mut self, _: ChunkReady, ctx: &mut Self::Context) {
+        self.advance(ctx);
+    }
+}
+
+impl Handler<EventsReported> for PartitionConsumer {
+    type Result = ();
+
+    fn handle(&mut self, EventsReported(fates): EventsReported, ctx: &mut Self::Context) {
+        for (seq, fate) in fates {
+            match fate {
+                Fate::Finished(outcome) => self.tracker.finish(seq, outcome),
+                Fate::Dirty => self.tracker.hold(seq, Hold::Dirty),
+                Fate::InFlight => self.tracker.hold(seq, Hold::InFlight),
+            };
+        }
+        self.publish();
+        self.end_if_done(ctx);
+    }
+}
+
+impl Handler<RevokePartition> for PartitionConsumer {
+    type Result = ();
+
+    fn handle(&mut self, revoke: RevokePartition, ctx: &mut Self::Context) {
+        if let Some(waiting) = self.waiting.take() {
+            // These hold no permit yet: nothing of theirs is anywhere else.
+            ctx.cancel_future(waiting);
+            self.working = false;
+        }
+        let patience = revoke.deadline.saturating_duration_since(Instant::now());
+        self.revoke = Some(revoke);
+        ctx.run_later(patience, |act, ctx| act.end(ctx));
+        self.end_if_done(ctx);
+    }
+}
+
+/// Permits that were taken for events which are not yet a reader's; dropped, they go back.
+struct TakenPermits {
+    shared: Arc<FlowShared>,
+    count: usize,
+}
+
+impl Drop for TakenPermits {
+    fn drop(&mut self) {
+        self.shared.permits.give(self.count);
+    }
+}
+
+impl PartitionConsumer {
+    /// Takes the next chunk if nothing keeps it from doing so.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        while !self.working && self.revoke.is_none() && self.dead_letters < MAX_DEAD_LETTERS {
+            let Some(chunk) = self.parts.queue.pull() else { return };
+            let events = self.take(&chunk, ctx);
+            self.publish();
+            if !events.is_empty() {
+                self.hand_on(events, ctx);
+            }
+        }
+    }
+
+    /// Decodes a chunk, gives every record its account, and keeps the newest event per key.
+    fn take(&mut self, chunk: &Chunk, ctx: &mut Context<Self>) -> Vec<HeldEvent> {
+        fail::fail_point!("partition_consumer_chunk");
+        let mut events: Vec<HeldEvent> = Vec::with_capacity(chunk.records.len());
+        let mut poisoned = Vec::new();
+        self.newest.clear();
+        for record in &chunk.records {
+            self.first.get_or_insert(record.offset);
+            if record.extra.as_ref().is_some_and(|extra| extra.canary.is_some()) {
+                self.tracker.pass(record.offset);
+                continue;
+            }
+            let seq = self.tracker.open(record.offset);
+            let key = chunk.key(record);
+            match self.read(chunk, record, seq, &key) {
+                Ok(Some(event)) => match self.newest.entry(key) {
+                    hashbrown::hash_map::Entry::Vacant(entry) => {
+                        entry.insert(events.len());
+                        events.push(event);
+                    }
+                    hashbrown::hash_map::Entry::Occupied(entry) => {
+                        let older = &mut events[*entry.get()];
+                        self.tracker.finish(older.ticket.seq, Outcome::Superseded);
+                        let op = merged(older.op, event.op);
+                        *older = HeldEvent { op, ..event };
+                    }
+                },
+                Ok(None) => {
+                    self.tracker.finish(seq, Outcome::Filtered);
+                }
+                Err(reason) => poisoned.push((seq, DeadLetter::new(chunk, record, reason))),
+            }
+        }
+        self.newest.clear();
+        if let Some(newest) = chunk.records.last() {
+            self.parts.shared.lag(Stage::Consumed, newest.produced_at_ms);
+        }
+        for (seq, letter) in poisoned {
+            self.bury(seq, letter, ctx);
+        }
+        events
+    }
+
+    /// One record as an event; `None` when it is not for this peer, an error's stable reason when it is poison.
+    fn read(
+        &self,
+        chunk: &Chunk,
+        record: &RecordEntry,
+        seq: Seq,
+        key: &Bytes,
+    ) -> Result<Option<HeldEvent>, &'static str> {
+        let shared = &self.parts.shared;
+        if let Some(problem) = memcached::key_problem(key) {
+            return Err(problem);
+        }
+        let event = event::decode_ref(chunk.value(record)).map_err(|error| error.reason())?;
+        let origin = match event.origin() {
+            None => 0,
+            Some(origin) if origin == shared.config.region => 0,
+            Some(origin) => match shared.config.peers.iter().position(|peer| peer.region == origin) {
+                // It came from there: sending it back would be an echo.
+                Some(peer) if peer == shared.view.peer => return Ok(None),
+                Some(peer) => peer as u16 + 1,
+                None => ORIGIN_OTHER,
+            },
+        };
+        if event.fill && shared.config.caches[self.parts.cache as usize].on_set == OnSet::Invalidate {
+            return Ok(None);
+        }
+        Ok(Some(HeldEvent {
+            key: key.clone(),
+            cache: self.parts.cache,
+            op: event.op,
+            ttl: event.ttl,
+            ver: event.ver.unwrap_or_else(|| hlc::from_millis(record.produced_at_ms.max(0) as u64)),
+            origin,
+            produced_at_ms: record.produced_at_ms,
+            ticket: Ticket { consumer: self.parts.id, seq },
+            attempts: 0,
+            missed: false,
+            probe: None,
+            trace: record.extra.as_ref().and_then(|extra| extra.trace),
+        }))
+    }
+
+    /// Takes the permits of a chunk's events in one request, then gives each reader its share in order.
+    fn hand_on(&mut self, events: Vec<HeldEvent>, ctx: &mut Context<Self>) {
+        self.working = true;
+        let shared = self.parts.shared.clone();
+        let count = events.len();
+        let permits = async move {
+            shared.permits.take(count, Urgency::Chunk).await;
+            TakenPermits { shared, count }
+        };
+        let handle = ctx.spawn(permits.into_actor(self).map(move |taken, act, ctx| {
+            act.waiting = None;
+            for event in &events {
+                act.tracker.hold(event.ticket.seq, Hold::InFlight);
+            }
+            act.publish();
+            act.split(events, taken, ctx);
+        }));
+        self.waiting = Some(handle);
+    }
+
+    fn split(&mut self, events: Vec<HeldEvent>, mut taken: TakenPermits, ctx: &mut Context<Self>) {
+        let shared = &self.parts.shared;
+        let cache = &shared.caches[self.parts.cache as usize];
+        let lanes = self.parts.readers.len();
+        let readers = self.parts.readers.clone();
+        let shares: Vec<(usize, usize, Vec<HeldEvent>)> = if lanes == 1 && cache.ring.len() == 1 {
+            vec![(0, cache.first_server, events)]
+        } else {
+            let mut shares: Vec<Vec<HeldEvent>> = (0..lanes * cache.ring.len()).map(|_| Vec::new()).collect();
+            for event in events {
+                let lane = hashing::lane_of(event.cache, &event.key, lanes);
+                let server = cache.ring.server_of(&event.key);
+                shares[lane * cache.ring.len() + server].push(event);
+            }
+            let numbered = shares.into_iter().enumerate().filter(|(_, share)| !share.is_empty());
+            numbered
+                .map(|(n, share)| (n / cache.ring.len(), cache.first_server + n % cache.ring.len(), share))
+                .collect()
+        };
+        let send = async move {
+            for (lane, server, events) in shares {
+                let count = events.len();
+                if readers[lane][server].send(LookAt { events }).await.is_err() {
+                    // The reader is gone, so the flow is about to be rebuilt; the permits die with it.
+                    return;
+                }
+                // From here on the lane returns them.
+                taken.count -= count;
+            }
+        };
+        ctx.spawn(send.into_actor(self).map(|(), act, ctx| {
+            act.working = false;
+            act.advance(ctx);
+        }));
+    }
+
+    /// Produces a dead letter until Kafka has acknowledged it; only then the event is finished.
+    fn bury(&mut self, seq: Seq, letter: DeadLetter, ctx: &mut Context<Self>) {
+        let shared = self.parts.shared.clone();
+        let producer = self.parts.producer.clone();
+        let topic = shared.config.kafka.dead_letter_topic_for(&self.parts.queue.at.topic);
+        tracing::warn!(
+            flow = shared.view.name, topic = self.parts.queue.at.topic, partition = self.parts.queue.at.partition,
+            offset = letter.offset, reason = letter.reason, "event cannot be replicated, handing it to the dead-letter topic"
+        );
+        self.dead_letters += 1;
+        let produce = async move {
+            while let Err(error) = letter.produce(&producer, &topic, &shared).await {
+                tracing::warn!(%error, topic, "dead letter not taken by kafka, trying again");
+                tokio::time::sleep(DEAD_LETTER_PAUSE).await;
+            }
+        };
+        ctx.spawn(produce.into_actor(self).map(move |(), act, ctx| {
+            act.dead_letters -= 1;
+            act.tracker.finish(seq, Outcome::DeadLettered);
+            act.publish();
+            act.end_if_done(ctx);
+            act.advance(ctx);
+        }));
+    }
+
+    fn commit(&mut self) {
+        if let Some(offset) = self.tracker.commit_due() {
+            let _ = self.parts.commands.send(PollCommand::Commit(self.parts.queue.at.clone(), offset));
+        }
+        // The offset lag moves also when nothing happens here.
+        self.publish();
+    }
+
+    /// One snapshot of this partition's numbers for whoever reads the accounts.
+    fn publish(&self) {
+        use std::sync::atomic::Ordering::Relaxed;
+        let high = self.parts.queue.high_watermark.load(Relaxed);
+        let position = self.tracker.watermark().or(self.first);
+        let report = PartitionReport {
+            accounts: self.tracker.accounts(),
+            offset_lag: position.filter(|_| high >= 0).map(|position| (high - position).max(0)),
+            paused: self.parts.queue.paused.load(Relaxed),
+        };
+        self.parts.shared.view.accounts.report(self.parts.id, report);
+    }
+
+    fn end_if_done(&mut self, ctx: &mut Context<Self>) {
+        if self.revoke.is_some() && held(&self.tracker.accounts()) == 0 {
+            self.end(ctx);
+        } else if self.revoke.is_some() && !self.working && self.only_waiting() {
+            // What waits was never given to anyone.
+            self.end(ctx);
+        }
+    }
+
+    fn only_waiting(&self) -> bool {
+        let accounts = self.tracker.accounts();
+        accounts.in_flight == 0 && accounts.dirty == 0 && self.dead_letters == 0
+    }
+
+    fn end(&mut self, ctx: &mut Context<Self>) {
+        let Some(revoke) = self.revoke.take() else { return };
+        let released = self.tracker.release_open();
+        let shared = &self.parts.shared;
+        shared.consumers.write().unwrap_or_else(PoisonError::into_inner).remove(&self.parts.id);
+        shared.view.accounts.retire(self.parts.id, &self.tracker.accounts());
+        self.parts.ended.do_send(PartitionEnded(self.parts.id));
+        let _ = revoke.reply.send(Revoked { watermark: self.tracker.watermark(), released });
+        ctx.stop();
+    }
+}
+
+fn held(accounts: &Accounts) -> u64 {
+    accounts.in_flight_total()
+}
+
+/// Two events of one key as one: a touch only if both are touches, else a full look; the newer one's operation otherwise.
+pub fn merged(older: Op, newer: Op) -> Op {
+    match (older, newer) {
+        (Op::Touch, Op::Touch) => Op::Touch,
+        (_, Op::Touch) => Op::Set,
+        (_, newer) => newer,
+    }
+}
+
+/// A record that cannot become an event, as it was.
+struct DeadLetter {
+    offset: i64,
+    reason: &'static str,
+    key: Bytes,
+    value: Vec<u8>,
+    headers: Vec<(Box<str>, Box<[u8]>)>,
+    produced_at_ms: i64,
+}
+
+impl DeadLetter {
+    fn new(chunk: &Chunk, record: &RecordEntry, reason: &'static str) -> Self {
+        DeadLetter {
+            offset: record.offset,
+            reason,
+            key: chunk.key(record),
+            value: chunk.value(record).to_vec(),
+            headers: record.extra.as_ref().map(|extra| extra.headers.clone()).unwrap_or_default(),
+            produced_at_ms: record.produced_at_ms,
+        }
+    }
+
+    async fn produce(
+        &self,
+        producer: &Producer,
+        topic: &str,
+        shared: &FlowShared,
+    ) -> Result<(), crate::kafka::KafkaError> {
+        let offset = self.offset.to_string();
+        let mut headers: Vec<(&str, &[u8])> = self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        headers.push(("evrepl-reason", self.reason.as_bytes()));
+        headers.push(("evrepl-peer", shared.peer().region.as_bytes()));
+        headers.push(("evrepl-offset", offset.as_bytes()));
+        let record = Produce {
+            topic,
+            key: &self.key,
+            value: &self.value,
+            headers: &headers,
+            timestamp_ms: Some(self.produced_at_ms).filter(|&at| at > 0),
+        };
+        producer.send(&record, DEAD_LETTER_TIMEOUT).await.map(|_| ())
+    }
+}
+
+impl FlowShared {
+    /// Notes the lag of an event at a stage.
+    pub fn lag(&self, stage: Stage, produced_at_ms: i64) {
+        let us = (wall_ms() - produced_at_ms).max(0) * 1000;
+        self.view.lag(stage, us);
+        self.instruments.record_stage_lag(&self.view.name, stage.name(), us as f64 / 1e6);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_of_a_key_are_a_touch_only_if_all_of_them_are() {
+        assert_eq!(merged(Op::Touch, Op::Touch), Op::Touch);
+        assert_eq!(merged(Op::Set, Op::Touch), Op::Set);
+        assert_eq!(merged(Op::Delete, Op::Touch), Op::Set);
+        assert_eq!(merged(Op::Touch, Op::Delete), Op::Delete);
+        assert_eq!(merged(Op::Delete, Op::Set), Op::Set);
+    }
+}

@@ -1,0 +1,670 @@
+//! RemoteLink: one per lane, the sending end of one persistent mutual-TLS connection to the peer.
+//!
+//! In: batches from the coalescer ([`ShipBatch`]), frames from the peer. Out: frames to the peer, outcomes to the partition
+//! consumers, dirty keys to the cache readers, and the tick to the lane's clock.
+//! When a session ends, all it had, sent or not, turns into dirty keys, and the actor stops: its supervisor starts it again,
+//! with the same mailbox, and it dials after an exponential, jittered backoff, without end. A batch whose looks were made in
+//! another session is never sent.
+//! Bounded by: `mailbox.remote_link`, the peer's receive window, and a writer of [`WRITER_FRAMES`] frames.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+
+use crate::backoff::Backoff;
+use crate::dirty::Dirtied;
+use crate::handoff::{Carried, Slot};
+use crate::outcome::Outcome;
+use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, SessionTerms, Stage, wall_us};
+use crate::tls::TlsMaterial;
+use crate::wire::{
+    self, Ack, CacheStatus, Decoder, FEATURE_LZ4, Frame, Hello, HelloAck, Limits, Ping, Pong, Status, WireError,
+};
+
+use super::batch_coalescer::{ShipBatch, ShippedItem};
+use super::cache_reader::{CacheReader, KeysDirtied, ServerAnswered, SessionStarted};
+
+/// Frames that may wait for the socket: one being written and one ready to follow it.
+const WRITER_FRAMES: usize = 2;
+/// Bytes asked of the socket at once; acks are small.
+const READ_BYTES: usize = 64 << 10;
+
+/// The readers of the lane, by server number; sent once, when the lane is built.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MeetReaders(pub Vec<Addr<CacheReader>>);
+
+/// A frame came, or the connection ended. A fact.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Received {
+    session: u64,
+    what: Result<Frame, LinkError>,
+}
+
+/// The writer has room again. A fact.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Written {
+    session: u64,
+    result: Result<(), std::io::Error>,
+}
+
+/// Why a session could not begin, or ended. All of it is retried, without end.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The peer could not be reached, or the connection broke.
+    #[error("connection: {0}")]
+    Io(#[from] std::io::Error),
+    /// No session within the time.
+    #[error("no session within {0:?}")]
+    Timeout(Duration),
+    /// The peer's identity is not what it should be.
+    #[error("tls: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+    /// The peer sent something that makes no sense.
+    #[error("protocol: {0}")]
+    Wire(#[from] WireError),
+    /// The peer refused the session.
+    #[error("refused by peer: {0}")]
+    Refused(String),
+    /// The peer ended the session.
+    #[error("peer closed the session")]
+    Closed,
+    /// Nothing was heard for the idle timeout.
+    #[error("nothing heard for {0:?}")]
+    Silent(Duration),
+    /// The peer answered with a frame that has no place there.
+    #[error("unexpected {0} frame")]
+    Unexpected(&'static str),
+}
+
+/// What a link is made of.
+pub struct RemoteLinkParts {
+    /// What the flow's actors share.
+    pub shared: Arc<FlowShared>,
+    /// Which lane.
+    pub lane: usize,
+    /// What the lane has heard; written here.
+    pub clock: Arc<LaneClock>,
+    /// Our certificate and the CA.
+    pub tls: Arc<TlsMaterial>,
+    /// Where the peer's agent listens.
+    pub address: String,
+}
+
+enum State {
+    /// Until the backoff has passed.
+    Waiting,
+    /// Connecting, or greeting.
+    Dialling,
+    /// A session.
+    Open(Session),
+}
+
+struct Session {
+    writer: mpsc::Sender<Outgoing>,
+    /// Bytes, decompressed, that the peer is willing to hold.
+    window: u64,
+    used: u64,
+    heard: Instant,
+    /// The peer drains: nothing more is sent.
+    leaving: bool,
+}
+
+/// A frame for the socket: a head and, for a batch, its payload uncopied.
+struct Outgoing {
+    head: Bytes,
+    payload: Bytes,
+}
+
+/// A batch that was sent and is not finished.
+struct Outstanding {
+    items: Vec<Option<ShippedItem>>,
+    open: usize,
+    bytes: usize,
+    window: u64,
+}
+
+/// See the module.
+pub struct RemoteLink {
+    parts: RemoteLinkParts,
+    readers: Vec<Addr<CacheReader>>,
+    state: State,
+    /// Number of the session that is open or was last.
+    epoch: u64,
+    backoff: Backoff,
+    waiting: VecDeque<(ShipBatch, Slot)>,
+    outstanding: BTreeMap<u64, Outstanding>,
+    next_batch: u64,
+    next_ping: u64,
+    view: LinkView,
+}
+
+impl RemoteLink {
+    /// A link that dials as soon as it is started.
+    pub fn new(parts: RemoteLinkParts) -> Self {
+        let link = &parts.shared.config.link;
+        let view = LinkView {
+            state: "waiting",
+            since: Instant::now(),
+            attempts: 0,
+            last_error: None,
+            rtt_us: None,
+            clock_offset_us: None,
+        };
+        RemoteLink {
+            readers: Vec::new(),
+            state: State::Waiting,
+            epoch: 0,
+            backoff: Backoff::new(link.backoff_initial, link.backoff_max).unwrap_or_default(),
+            waiting: VecDeque::new(),
+            outstanding: BTreeMap::new(),
+            next_batch: 0,
+            next_ping: 0,
+            view,
+            parts,
+        }
+    }
+}
+
+impl Actor for RemoteLink {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let wait = match self.backoff.attempts() {
+            0 if self.epoch == 0 && self.view.last_error.is_none() => Duration::ZERO,
+            _ => self.backoff.next(rand::random()),
+        };
+        ctx.run_later(wait, |act, ctx| act.dial(ctx));
+        let ping = self.parts.shared.config.link.ping_interval;
+        ctx.run_interval(ping, |act, ctx| act.keep_alive(ctx));
+    }
+}
+
+impl Supervised for RemoteLink {
+    fn restarting(&mut self, _: &mut Context<Self>) {
+        // The session's tasks are gone with the old context; its items became dirty keys when it ended.
+        self.state = State::Waiting;
+        self.parts.shared.instruments.count_restart("remote_link");
+    }
+}
+
+impl Handler<MeetReaders> for RemoteLink {
+    type Result = ();
+
+    fn handle(&mut self, MeetReaders(readers): MeetReaders, _: &mut Self::Context) {
+        self.readers = readers;
+        if let State::Open(_) = self.state {
+            self.tell_readers();
+        }
+    }
+}
+
+impl Handler<Carried<ShipBatch>> for RemoteLink {
+    type Result = ();
+
+    fn handle(&mut self, Carried { message, slot }: Carried<ShipBatch>, ctx: &mut Self::Context) {
+        fail::fail_point!("remote_link_ship");
+        self.waiting.push_back((message, slot));
+        self.pump(ctx);
+    }
+}
+
+impl Handler<Received> for RemoteLink {
+    type Result = ();
+
+    fn handle(&mut self, Received { session, what }: Received, ctx: &mut Self::Context) {
+        let State::Open(open) = &mut self.state else { return };
+        if session != self.epoch {
+            return;
+        }
+        open.heard = Instant::now();
+        match what {
+            Ok(Frame::Ack(ack)) => self.acked(ack, ctx),
+            Ok(Frame::Pong(pong)) => self.ponged(&pong),
+            Ok(Frame::GoAway(away)) => {
+                tracing::info!(flow = self.parts.shared.view.name, reason = away.reason, "peer is leaving");
+                open.leaving = true;
+                self.set_view("draining");
+                self.leave_if_done(ctx);
+            }
+            Ok(Frame::Ping(_)) => {}
+            Ok(Frame::Hello(_)) => self.end(LinkError::Unexpected("hello"), ctx),
+            Ok(Frame::HelloAck(_)) => self.end(LinkError::Unexpected("hello-ack"), ctx),
+            Ok(Frame::Batch(_)) => self.end(LinkError::Unexpected("batch"), ctx),
+            Err(error) => self.end(error, ctx),
+        }
+    }
+}
+
+impl Handler<Written> for RemoteLink {
+    type Result = ();
+
+    fn handle(&mut self, Written { session, result }: Written, ctx: &mut Self::Context) {
+        if session != self.epoch || !matches!(self.state, State::Open(_)) {
+            return;
+        }
+        match result {
+            Ok(()) => self.pump(ctx),
+            Err(error) => self.end(error.into(), ctx),
+        }
+    }
+}
+
+impl RemoteLink {
+    fn dial(&mut self, ctx: &mut Context<Self>) {
+        self.state = State::Dialling;
+        self.set_view("dialling");
+        let limit = self.parts.shared.config.link.connect_timeout;
+        let connect = connect(
+            self.parts.address.clone(),
+            self.parts.tls.clone(),
+            self.parts.shared.peer().identity.clone(),
+            hello(&self.parts.shared),
+        );
+        let dial = async move {
+            match tokio::time::timeout(limit, connect).await {
+                Ok(result) => result,
+                Err(_) => Err(LinkError::Timeout(limit)),
+            }
+        };
+        ctx.spawn(dial.into_actor(self).map(|result, act, ctx| match result {
+            Ok((stream, buffered, ack)) => act.begin(stream, buffered, ack, ctx),
+            Err(error) => act.end(error, ctx),
+        }));
+    }
+
+    fn begin(&mut self, stream: TlsStream<TcpStream>, buffered: BytesMut, ack: HelloAck, ctx: &mut Context<Self>) {
+        let shared = &self.parts.shared;
+        let mut accepted = vec![false; shared.config.caches.len()];
+        for (name, status) in shared.peer().caches.iter().zip(&ack.caches) {
+            if let Some(cache) = shared.config.caches.iter().position(|cache| cache.name == *name) {
+                accepted[cache] = *status == CacheStatus::Accepted;
+            }
+            if *status != CacheStatus::Accepted {
+                tracing::warn!(flow = shared.view.name, cache = name, ?status, "peer does not take this cache, its keys wait");
+            }
+        }
+        self.epoch += 1;
+        let session = self.epoch;
+        if session > 1 {
+            shared.view.reconnects.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        let room = ack.max_frame_bytes.min(ack.max_batch_raw_bytes) as usize;
+        let terms = SessionTerms {
+            // A batch may fill up to its limit and then take one more value.
+            max_value: room.saturating_sub(shared.config.batch.max_bytes + 4096) as u64,
+            lz4: ack.features.iter().any(|feature| feature == FEATURE_LZ4),
+            accepted,
+        };
+        self.parts.clock.begin(session, ack.tick, &terms);
+        tracing::info!(
+            flow = shared.view.name, lane = self.parts.lane, peer_session = ack.session, window = ack.window_bytes,
+            software = ack.software, "session open"
+        );
+        let (read, write) = tokio::io::split(stream);
+        let (writer, outgoing) = mpsc::channel(WRITER_FRAMES);
+        let address = ctx.address();
+        ctx.spawn(write_frames(write, outgoing, session, address.clone()).into_actor(self));
+        ctx.spawn(read_frames(read, buffered, limits(), session, address).into_actor(self));
+        self.state = State::Open(Session { writer, window: ack.window_bytes, used: 0, heard: Instant::now(), leaving: false });
+        self.view.last_error = None;
+        self.set_view("open");
+        self.tell_readers();
+        // A first ping at once: its answer is the proof of life that ends the backoff, and measures the clocks.
+        self.ping();
+        self.pump(ctx);
+    }
+
+    fn tell_readers(&self) {
+        for reader in &self.readers {
+            reader.do_send(SessionStarted);
+        }
+    }
+
+    /// Sends what the window and the writer have room for.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        let mut strays = Vec::new();
+        while let Some((batch, _)) = self.waiting.front() {
+            let stray = match &self.state {
+                State::Open(_) => batch.session != self.epoch,
+                _ => true,
+            };
+            if stray {
+                // Its looks were made before this session began: they may be older than what the peer has by now.
+                let Some((batch, _slot)) = self.waiting.pop_front() else { break };
+                self.parts.shared.give_bytes(batch.bytes);
+                strays.extend(batch.items);
+                continue;
+            }
+            let State::Open(open) = &mut self.state else { break };
+            let size = u64::from(batch.encoded.raw_len);
+            // One batch may always go, or a batch larger than the window never would.
+            if open.leaving || (open.used > 0 && open.used + size > open.window) {
+                break;
+            }
+            let Ok(permit) = open.writer.try_reserve() else { break };
+            let Some((batch, _slot)) = self.waiting.pop_front() else { break };
+            let id = self.next_batch;
+            self.next_batch += 1;
+            let held_us = batch.encoded_at.elapsed().as_micros() as u64;
+            let frame = batch.encoded.into_frame(id, held_us);
+            let mut head = BytesMut::with_capacity(wire::BATCH_OVERHEAD);
+            wire::encode_batch_head(&frame, &mut head);
+            permit.send(Outgoing { head: head.freeze(), payload: frame.payload });
+            open.used += size;
+            if let Some(last) = batch.items.last() {
+                self.parts.shared.lag(Stage::Sent, last.event.produced_at_ms);
+            }
+            let items: Vec<_> = batch.items.into_iter().map(Some).collect();
+            self.outstanding
+                .insert(id, Outstanding { open: items.len(), items, bytes: batch.bytes, window: size });
+        }
+        if !strays.is_empty() {
+            let mut reports = Reports::default();
+            let mut dirty = DirtyKeys::default();
+            for item in strays {
+                dirty.add(&self.parts.shared, item.event, Dirtied::SessionLost, &mut reports);
+            }
+            self.parts.shared.report(&mut reports);
+            dirty.send(&self.readers);
+        }
+        self.leave_if_done(ctx);
+    }
+
+    fn acked(&mut self, ack: Ack, ctx: &mut Context<Self>) {
+        self.backoff.reset();
+        self.parts.clock.heard(ack.tick);
+        let Some(batch) = self.outstanding.get_mut(&ack.batch) else {
+            // Of a batch that an earlier ack finished: nothing to do, nothing to trust either.
+            tracing::debug!(batch = ack.batch, "ack of an unknown batch");
+            return;
+        };
+        if let Err(error) = ack.check(batch.items.len() as u32) {
+            self.end(error.into(), ctx);
+            return;
+        }
+        let mut reports = Reports::default();
+        let mut dirty = DirtyKeys::default();
+        let mut answered: Vec<(usize, Arc<str>)> = Vec::new();
+        let mut newest = None;
+        for (index, exception) in ack.finished() {
+            let Some(item) = batch.items[index as usize].take() else { continue };
+            batch.open -= 1;
+            newest = Some(item.event.produced_at_ms);
+            let status = exception.map(|exception| exception.status);
+            if status != Some(Status::Later)
+                && let Some(server) = &item.event.probe
+            {
+                let reader = self.parts.shared.server_number(item.event.cache, &item.event.key);
+                answered.push((reader, server.clone()));
+            }
+            match status {
+                None => reports.finished(item.event.ticket, item.outcome),
+                Some(Status::LookAgain) if item.touch && self.parts.shared.invalidates(item.event.cache) => {
+                    // Nothing to touch and nothing to bring: done.
+                    reports.finished(item.event.ticket, Outcome::Applied);
+                }
+                Some(Status::LookAgain) => {
+                    dirty.add(&self.parts.shared, item.event, Dirtied::LookAgain, &mut reports);
+                }
+                Some(Status::Later | Status::Refused) => {
+                    let server = exception.and_then(|e| ack.servers.get(e.server as usize)).map(String::as_str);
+                    let server: Arc<str> = server.unwrap_or(&self.parts.shared.peer().region).into();
+                    dirty.add(&self.parts.shared, item.event, Dirtied::Later { server }, &mut reports);
+                }
+                Some(Status::Expired) => reports.finished(item.event.ticket, Outcome::Expired),
+                Some(Status::TooLarge) => reports.finished(item.event.ticket, Outcome::TooLarge),
+            }
+        }
+        if batch.open == 0
+            && let Some(batch) = self.outstanding.remove(&ack.batch)
+        {
+            self.parts.shared.give_bytes(batch.bytes);
+            if let State::Open(open) = &mut self.state {
+                open.used -= batch.window;
+            }
+        }
+        if let Some(produced_at_ms) = newest {
+            self.parts.shared.lag(Stage::Acked, produced_at_ms);
+        }
+        self.parts.shared.report(&mut reports);
+        dirty.send(&self.readers);
+        for (reader, server) in answered {
+            self.readers[reader].do_send(ServerAnswered(server));
+        }
+        self.pump(ctx);
+    }
+
+    fn ponged(&mut self, pong: &Pong) {
+        self.backoff.reset();
+        self.parts.clock.heard(pong.tick);
+        let now = wall_us();
+        let away = pong.answered_us.saturating_sub(pong.received_us);
+        let rtt = now.saturating_sub(pong.sent_us).saturating_sub(away);
+        // The usual estimate: the answer was made half a round trip ago.
+        let offset = ((pong.received_us as i64 - pong.sent_us as i64) + (pong.answered_us as i64 - now as i64)) / 2;
+        self.view.rtt_us = Some(rtt);
+        self.view.clock_offset_us = Some(offset);
+        self.parts.shared.view.set_link(self.parts.lane, self.view.clone());
+    }
+
+    fn keep_alive(&mut self, ctx: &mut Context<Self>) {
+        let limit = self.parts.shared.config.link.idle_timeout;
+        let State::Open(open) = &self.state else { return };
+        if open.heard.elapsed() > limit {
+            self.end(LinkError::Silent(limit), ctx);
+            return;
+        }
+        self.ping();
+    }
+
+    fn ping(&mut self) {
+        let State::Open(open) = &self.state else { return };
+        let mut frame = BytesMut::new();
+        wire::encode(&Frame::Ping(Ping { id: self.next_ping, sent_us: wall_us() }), &mut frame);
+        // A writer without room is busy with batches, whose acks say as much.
+        if open.writer.try_send(Outgoing { head: frame.freeze(), payload: Bytes::new() }).is_ok() {
+            self.next_ping += 1;
+        }
+    }
+
+    fn leave_if_done(&mut self, ctx: &mut Context<Self>) {
+        if let State::Open(open) = &self.state
+            && open.leaving
+            && self.outstanding.is_empty()
+        {
+            self.end(LinkError::Closed, ctx);
+        }
+    }
+
+    /// Ends the session, or the attempt at one: everything it had becomes dirty keys, and the supervisor starts over.
+    fn end(&mut self, error: LinkError, ctx: &mut Context<Self>) {
+        self.parts.clock.end();
+        let was_open = matches!(self.state, State::Open(_));
+        self.state = State::Waiting;
+        let mut reports = Reports::default();
+        let mut dirty = DirtyKeys::default();
+        for (_, batch) in std::mem::take(&mut self.outstanding) {
+            self.parts.shared.give_bytes(batch.bytes);
+            for item in batch.items.into_iter().flatten() {
+                dirty.add(&self.parts.shared, item.event, Dirtied::SessionLost, &mut reports);
+            }
+        }
+        for (batch, _slot) in std::mem::take(&mut self.waiting) {
+            self.parts.shared.give_bytes(batch.bytes);
+            for item in batch.items {
+                dirty.add(&self.parts.shared, item.event, Dirtied::SessionLost, &mut reports);
+            }
+        }
+        let keys = dirty.len();
+        self.parts.shared.report(&mut reports);
+        dirty.send(&self.readers);
+        let text = error.to_string();
+        if was_open {
+            tracing::warn!(flow = self.parts.shared.view.name, lane = self.parts.lane, error = text, dirty_keys = keys, "session ended");
+        } else if self.view.last_error.as_deref() != Some(&text) {
+            tracing::warn!(flow = self.parts.shared.view.name, lane = self.parts.lane, error = text, "no session, dialling on");
+        }
+        self.view.last_error = Some(text);
+        self.set_view("waiting");
+        ctx.stop();
+    }
+
+    fn set_view(&mut self, state: &'static str) {
+        self.view.state = state;
+        self.view.since = Instant::now();
+        self.view.attempts = self.backoff.attempts();
+        self.parts.shared.view.set_link(self.parts.lane, self.view.clone());
+    }
+}
+
+/// Dirty keys on their way back to the readers they came from.
+#[derive(Default)]
+struct DirtyKeys {
+    keys: Vec<(usize, Vec<(HeldEvent, Dirtied)>)>,
+}
+
+impl DirtyKeys {
+    fn add(&mut self, shared: &FlowShared, event: HeldEvent, why: Dirtied, reports: &mut Reports) {
+        reports.dirty(event.ticket);
+        let reader = shared.server_number(event.cache, &event.key);
+        match self.keys.iter_mut().find(|(number, _)| *number == reader) {
+            Some((_, keys)) => keys.push((event, why)),
+            None => self.keys.push((reader, vec![(event, why)])),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.keys.iter().map(|(_, keys)| keys.len()).sum()
+    }
+
+    fn send(self, readers: &[Addr<CacheReader>]) {
+        for (reader, keys) in self.keys {
+            readers[reader].do_send(KeysDirtied(keys));
+        }
+    }
+}
+
+impl FlowShared {
+    /// Whether the cache's policy is to remove copies, never to bring them.
+    fn invalidates(&self, cache: u16) -> bool {
+        self.config.caches[cache as usize].on_set == crate::config::OnSet::Invalidate
+    }
+}
+
+/// What this end accepts of the peer: acks and small frames.
+fn limits() -> Limits {
+    Limits::default()
+}
+
+fn hello(shared: &FlowShared) -> Hello {
+    let config = &shared.config;
+    let regions = std::iter::once(&config.region).chain(config.peers.iter().map(|peer| &peer.region));
+    Hello {
+        min_version: wire::VERSION,
+        max_version: wire::VERSION,
+        software: concat!("evrepl ", env!("CARGO_PKG_VERSION")).to_owned(),
+        caches: shared.peer().caches.clone(),
+        regions: regions.cloned().collect(),
+        features: match config.batch.compression {
+            crate::config::Compression::Lz4 => vec![FEATURE_LZ4.to_owned()],
+            crate::config::Compression::None => Vec::new(),
+        },
+        max_frame_bytes: limits().max_frame_bytes,
+    }
+}
+
+/// Connects, proves who both ends are, and greets.
+async fn connect(
+    address: String,
+    tls: Arc<TlsMaterial>,
+    identity: String,
+    hello: Hello,
+) -> Result<(TlsStream<TcpStream>, BytesMut, HelloAck), LinkError> {
+    let tcp = TcpStream::connect(&address).await?;
+    tcp.set_nodelay(true)?;
+    let mut stream = tls.connect(&identity, tcp).await?;
+    let mut out = BytesMut::new();
+    wire::encode(&Frame::Hello(hello), &mut out);
+    stream.write_all(&out).await?;
+    stream.flush().await?;
+    let mut decoder = Decoder::new(limits());
+    let mut buffer = BytesMut::with_capacity(4096);
+    loop {
+        match decoder.decode(&mut buffer)? {
+            Some(Frame::HelloAck(ack)) if ack.version == wire::VERSION => return Ok((stream, buffer, ack)),
+            Some(Frame::HelloAck(ack)) => return Err(LinkError::Refused(format!("wire version {}", ack.version))),
+            Some(Frame::GoAway(away)) => return Err(LinkError::Refused(away.reason)),
+            Some(_) => return Err(LinkError::Unexpected("greeting")),
+            None => {}
+        }
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(LinkError::Closed);
+        }
+    }
+}
+
+async fn read_frames(
+    mut read: tokio::io::ReadHalf<TlsStream<TcpStream>>,
+    mut buffer: BytesMut,
+    limits: Limits,
+    session: u64,
+    link: Addr<RemoteLink>,
+) {
+    let mut decoder = Decoder::new(limits);
+    let error = 'reading: loop {
+        loop {
+            match decoder.decode(&mut buffer) {
+                // Awaited: one frame at a time is in the link's mailbox.
+                Ok(Some(frame)) => {
+                    if link.send(Received { session, what: Ok(frame) }).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => break 'reading error.into(),
+            }
+        }
+        buffer.reserve(READ_BYTES);
+        match read.read_buf(&mut buffer).await {
+            Ok(0) => break LinkError::Closed,
+            Ok(_) => {}
+            Err(error) => break error.into(),
+        }
+    };
+    let _ = link.send(Received { session, what: Err(error) }).await;
+}
+
+async fn write_frames(
+    mut write: tokio::io::WriteHalf<TlsStream<TcpStream>>,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    session: u64,
+    link: Addr<RemoteLink>,
+) {
+    while let Some(frame) = outgoing.recv().await {
+        let result = async {
+            write.write_all(&frame.head).await?;
+            write.write_all(&frame.payload).await?;
+            if outgoing.is_empty() {
+                write.flush().await?;
+            }
+            Ok(())
+        }
+        .await;
+        let failed = Result::is_err(&result);
+        link.do_send(Written { session, result });
+        if failed {
+            return;
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What the actors of the receiving half share: the tick, the window budget, the sessions, and the memcached servers.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::handoff::Mailboxes;
+use crate::hashing::Ring;
+use crate::stamps::SessionId;
+use crate::telemetry::Instruments;
+use crate::tls::TlsMaterial;
+
+/// Whether a memcached server of this region takes writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ServerState {
+    /// Not yet connected, or settling after it.
+    Connecting = 0,
+    /// It answers.
+    Answers = 1,
+    /// It failed or is slow: nothing is sent to it but probes.
+    Away = 2,
+}
+
+/// A memcached server as sessions and status see it.
+#[derive(Debug)]
+pub struct ServerView {
+    /// `host:port`.
+    pub address: String,
+    state: AtomicU8,
+}
+
+impl ServerView {
+    /// A server that is not connected yet.
+    pub fn new(address: String) -> Self {
+        ServerView { address, state: AtomicU8::new(ServerState::Connecting as u8) }
+    }
+
+    /// The state as its writer last set it.
+    pub fn state(&self) -> ServerState {
+        match self.state.load(Relaxed) {
+            0 => ServerState::Connecting,
+            1 => ServerState::Answers,
+            _ => ServerState::Away,
+        }
+    }
+
+    /// Set by its writer.
+    pub fn set(&self, state: ServerState) {
+        self.state.store(state as u8, Relaxed);
+    }
+}
+
+/// What status shows of a session.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    /// The calling region, from its certificate.
+    pub peer: String,
+    /// Its address.
+    pub remote: String,
+    /// When it began.
+    pub since: Instant,
+    /// Bytes it may have unacknowledged.
+    pub window: u64,
+}
+
+/// Counts of items by how they ended here, for `/status` and `/metrics`.
+#[derive(Debug, Default)]
+pub struct AgentCounts {
+    /// Stored, touched or deleted as asked.
+    pub applied: AtomicU64,
+    /// Answered `look_again`.
+    pub look_again: AtomicU64,
+    /// Answered `later`.
+    pub later: AtomicU64,
+    /// Removed because nothing was left of their time.
+    pub expired: AtomicU64,
+    /// Removed because they are too large.
+    pub too_large: AtomicU64,
+}
+
+/// A cache as the agent uses it.
+#[derive(Debug)]
+pub struct AgentCache {
+    /// Which servers its keys live on.
+    pub ring: Ring,
+    /// Number of its first server among all servers of all caches; its servers follow one another.
+    pub first_server: usize,
+}
+
+/// See the module. It outlives rebuilds of the agent, but for the tick, which each incarnation starts anew with the stamps.
+pub struct AgentShared {
+    /// The whole configuration.
+    pub config: Arc<Config>,
+    /// Our certificate and the CA.
+    pub tls: Arc<TlsMaterial>,
+    /// Rings and server numbers, by cache index.
+    pub caches: Vec<AgentCache>,
+    /// By server number.
+    pub servers: Vec<ServerView>,
+    /// Counts.
+    pub counts: AgentCounts,
+    /// Depths of the mailboxes, by kind of actor.
+    pub mailboxes: Arc<Mailboxes>,
+    /// Every instrument.
+    pub instruments: Arc<Instruments>,
+    /// The agent is leaving: no new sessions.
+    pub draining: AtomicBool,
+    /// The listener accepts.
+    pub listening: AtomicBool,
+    sessions: Mutex<Sessions>,
+}
+
+#[derive(Default)]
+struct Sessions {
+    last: SessionId,
+    granted: u64,
+    live: BTreeMap<SessionId, SessionView>,
+}
+
+impl AgentShared {
+    /// The shared part of this region's agent.
+    pub fn new(
+        config: Arc<Config>,
+        tls: Arc<TlsMaterial>,
+        rings: Vec<Ring>,
+        mailboxes: Arc<Mailboxes>,
+        instruments: Arc<Instruments>,
+    ) -> Self {
+        let mut servers = Vec::new();
+        let mut caches = Vec::new();
+        for (cache, ring) in config.caches.iter().zip(rings) {
+            caches.push(AgentCache { ring, first_server: servers.len() });
+            servers.extend(cache.servers.iter().map(|server| ServerView::new(server.address.clone())));
+        }
+        AgentShared {
+            config,
+            tls,
+            caches,
+            servers,
+            counts: AgentCounts::default(),
+            mailboxes,
+            instruments,
+            draining: AtomicBool::new(false),
+            listening: AtomicBool::new(false),
+            sessions: Mutex::default(),
+        }
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a session and grants its window out of `agent.max_in_flight_bytes`; `None` when too little is left for one.
+    pub fn open_session(self: &Arc<Self>, peer: &str, remote: &str) -> Option<SessionGuard> {
+        let agent = &self.config.agent;
+        let mut sessions = self.sessions();
+        let left = (agent.max_in_flight_bytes as u64).saturating_sub(sessions.granted);
+        let window = (agent.session_window as u64).min(left);
+        // A window smaller than this would make every batch wait for the one before it.
+        if window < (self.config.batch.max_bytes as u64).min(agent.session_window as u64) {
+            return None;
+        }
+        // Session numbers are reused only after 65 534 others: what an old one wrote is then older than any look.
+        let mut id = sessions.last;
+        loop {
+            id = if id == SessionId::MAX { 1 } else { id + 1 };
+            if !sessions.live.contains_key(&id) {
+                break;
+            }
+        }
+        sessions.last = id;
+        sessions.granted += window;
+        let view = SessionView { peer: peer.to_owned(), remote: remote.to_owned(), since: Instant::now(), window };
+        sessions.live.insert(id, view);
+        Some(SessionGuard { shared: self.clone(), id, window, live: Arc::new(AtomicBool::new(true)) })
+    }
+
+    /// The sessions that are open.
+    pub fn session_views(&self) -> Vec<SessionView> {
+        self.sessions().live.values().cloned().collect()
+    }
+
+    /// Whether batches can be taken: listening, and at least one memcached server answers.
+    pub fn can_take_batches(&self) -> bool {
+        self.listening.load(Relaxed) && self.servers.iter().any(|s| s.state() == ServerState::Answers)
+    }
+}
+
+/// An open session; dropped, its window and number are free again and what it still has queued is not applied.
+pub struct SessionGuard {
+    shared: Arc<AgentShared>,
+    /// Its number, for the stamps.
+    pub id: SessionId,
+    /// Bytes, decompressed, that it may have unacknowledged.
+    pub window: u64,
+    /// False once the session has ended.
+    pub live: Arc<AtomicBool>,
+}
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        self.live.store(false, SeqCst);
+        let mut sessions = self.shared.sessions();
+        sessions.granted -= self.window;
+        sessions.live.remove(&self.id);
+    }
+}
