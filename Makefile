@@ -1,0 +1,44 @@
+# What to type. Everything runs on a Debian 12 with Rust (rustup.rs) and make; what is missing is installed by `setup`.
+#
+#   make demo            two regions on this machine, in front of your eyes        (ARGS='...' are the demo's own)
+#   make test            every test, against a real Apache Kafka and memcached     (ARGS='...' are cargo test's)
+#   make load            a load run, release build                                 (ARGS='...' name the scenario)
+#   make lint            format and lints, as CI checks them
+#   make setup           only install what is missing
+
+SHELL := /bin/bash
+ARGS ?=
+# rustup's cargo, also where the shell that started make never read its profile.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: help setup kafka python test demo load lint
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@scripts/setup.sh
+
+kafka: setup
+	@scripts/kafka-libs.sh
+
+python: setup
+	@scripts/python-env.sh
+
+# The last lines are cargo test's own.
+test: kafka python
+	cargo test --workspace --features failpoints $(ARGS)
+
+# The dev profile: it shares its build with the tests, has no thin LTO to wait for, and its dependencies are optimized.
+demo:
+	@scripts/setup.sh demo
+	cargo build -p evrepl -p evrepl-load --bins
+	@target/debug/evrepl-demo $(ARGS)
+
+load: kafka
+	cargo build --release -p evrepl -p evrepl-load --bins
+	@target/release/evrepl-load $(ARGS)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --features failpoints -- -D warnings
