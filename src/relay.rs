@@ -47,12 +47,14 @@ pub struct HeldEvent {
     pub produced_at_ms: i64,
     /// Who is told how it ended.
     pub ticket: Ticket,
-    /// How often the key was dirty on behalf of this event.
+    /// How often in a row the key was answered `look_again`.
     pub attempts: u16,
+    /// The key was dirty: its look is a full one, whatever happened.
+    pub full: bool,
     /// The source had no value once already: the second time it is missing.
     pub missed: bool,
-    /// The destination server this key was sent to as a probe of.
-    pub probe: Option<Arc<str>>,
+    /// The key may be a probe of a destination server: its reader wants to hear that it was answered.
+    pub probe: bool,
     /// The writer's trace.
     pub trace: Option<TraceContext>,
 }
@@ -72,6 +74,9 @@ impl crate::dirty::DirtyEvent for HeldEvent {
     }
     fn set_attempts(&mut self, attempts: u16) {
         self.attempts = attempts;
+    }
+    fn supersedes(&self, other: &Self) -> bool {
+        (self.produced_at_ms, self.ticket.seq) >= (other.produced_at_ms, other.ticket.seq)
     }
 }
 

@@ -4,6 +4,7 @@
 //! The caller's region comes from its certificate, never from what it says. Restarts alone: sessions go on without it.
 //! Bounded by: [`MAX_GREETINGS`] at once, each within [`GREETING_TIMEOUT`].
 
+use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -84,13 +85,13 @@ pub struct AgentListenerParts {
 /// See the module.
 pub struct AgentListener {
     parts: AgentListenerParts,
-    listener: Arc<TcpListener>,
+    socket: StdListener,
 }
 
 impl AgentListener {
-    /// A listener on a bound socket.
-    pub fn new(parts: AgentListenerParts, listener: TcpListener) -> Self {
-        AgentListener { parts, listener: Arc::new(listener) }
+    /// A listener on a bound, non-blocking socket.
+    pub fn new(parts: AgentListenerParts, socket: StdListener) -> Self {
+        AgentListener { parts, socket }
     }
 }
 
@@ -98,7 +99,16 @@ impl Actor for AgentListener {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let (parts, listener) = (self.parts.clone(), self.listener.clone());
+        let parts = self.parts.clone();
+        // A clone: the socket itself is kept for the next start.
+        let listener = match self.socket.try_clone().and_then(TcpListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "agent cannot listen, trying again");
+                ctx.run_later(ACCEPT_PAUSE, |_, ctx| ctx.stop());
+                return;
+            }
+        };
         let places = Arc::new(Semaphore::new(MAX_GREETINGS));
         self.parts.shared.listening.store(true, Relaxed);
         let accept = async move {

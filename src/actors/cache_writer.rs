@@ -339,7 +339,9 @@ impl CacheWriter {
             let mut connection = Connection::connect(&address, settings.connect_timeout).await?;
             match tokio::time::timeout(settings.timeout, connection.noop()).await {
                 Ok(answer) => answer?,
-                Err(_) => return Err(MemcachedError::Timeout(settings.timeout)),
+                Err(_) => {
+                    return Err(MemcachedError::ConnectTimeout { address, timeout: settings.timeout });
+                }
             }
             tokio::time::sleep(settle).await;
             Ok(Box::new(connection))
