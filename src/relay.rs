@@ -284,6 +284,7 @@ pub struct FlowView {
     pub draining: AtomicBool,
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
+    kafka: Mutex<Option<String>>,
 }
 
 impl FlowView {
@@ -299,7 +300,18 @@ impl FlowView {
             waits: Mutex::default(),
             draining: AtomicBool::new(false),
             reconnects: AtomicU64::new(0),
+            kafka: Mutex::default(),
         }
+    }
+
+    /// What keeps Kafka from being read, if anything does.
+    pub fn kafka_trouble(&self) -> Option<String> {
+        self.kafka.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what keeps Kafka from being read, or that nothing does.
+    pub fn set_kafka_trouble(&self, trouble: Option<String>) {
+        *self.kafka.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// Notes the lag at a stage, in microseconds.

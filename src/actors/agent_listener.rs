@@ -151,8 +151,7 @@ async fn greet_or_refuse(parts: AgentListenerParts, tcp: TcpStream, remote: Stri
 async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Result<(), GreetingError> {
     let shared = &parts.shared;
     tcp.set_nodelay(true)?;
-    let mut stream = shared.tls.accept(tcp).await?;
-    let identities = shared.tls.peer_identities(&stream)?;
+    let (mut stream, identities) = shared.tls.accept(tcp).await?;
     let limits = limits(shared);
     let mut buffer = BytesMut::with_capacity(4096);
     let answer = match caller(shared, &identities) {
@@ -196,7 +195,7 @@ fn caller<'a>(shared: &'a AgentShared, identities: &[String]) -> Result<&'a Peer
     let named = |peer: &&Peer| identities.contains(&peer.identity);
     match shared.config.peers.iter().find(named) {
         Some(peer) => Ok(peer),
-        None if shared.tls.own_identities().iter().any(|own| identities.contains(own)) => {
+        None if shared.tls.identities().iter().any(|own| identities.contains(own)) => {
             Err(GreetingError::OwnRegion(identities.to_vec()))
         }
         None => Err(GreetingError::UnknownIdentity(identities.to_vec())),

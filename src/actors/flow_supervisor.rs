@@ -221,6 +221,7 @@ impl FlowSupervisor {
             queue_events: config.flow.max_in_flight_events,
             revoke_timeout: config.flow.revoke_timeout,
             gauge: self.shared.mailboxes.partition_consumer.clone(),
+            view: self.shared.view.clone(),
             flow: ctx.address().recipient(),
             ended: ctx.address().recipient(),
         };

@@ -24,7 +24,7 @@ use crate::dirty::Dirtied;
 use crate::handoff::{Carried, Slot};
 use crate::outcome::Outcome;
 use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, SessionTerms, Stage, wall_us};
-use crate::tls::TlsMaterial;
+use crate::tls::{TlsMaterial, server_name};
 use crate::wire::{
     self, Ack, CacheStatus, Decoder, FEATURE_LZ4, Frame, Hello, HelloAck, Limits, Ping, Pong, Status, WireError,
 };
@@ -595,7 +595,7 @@ async fn connect(
 ) -> Result<(TlsStream<TcpStream>, BytesMut, HelloAck), LinkError> {
     let tcp = TcpStream::connect(&address).await?;
     tcp.set_nodelay(true)?;
-    let mut stream = tls.connect(&identity, tcp).await?;
+    let mut stream = tls.connect(server_name(&identity)?, tcp).await?;
     let mut out = BytesMut::new();
     wire::encode(&Frame::Hello(hello), &mut out);
     stream.write_all(&out).await?;
