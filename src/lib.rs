@@ -2,6 +2,7 @@
 
 pub mod backoff;
 pub mod breaker;
+pub mod certs;
 pub mod config;
 pub mod dirty;
 pub mod event;
