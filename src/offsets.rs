@@ -51,6 +51,12 @@ impl Accounts {
         self.dirty += other.dirty;
     }
 
+    /// Everything that is held ends as released: for accounts whose holder is gone.
+    pub fn release_held(&mut self) {
+        self.outcomes[Outcome::Released.index()] += self.in_flight_total();
+        (self.waiting, self.in_flight, self.dirty) = (0, 0, 0);
+    }
+
     /// All open events: waiting, in flight and dirty.
     pub fn in_flight_total(&self) -> u64 {
         self.waiting + self.in_flight + self.dirty

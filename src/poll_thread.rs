@@ -404,7 +404,7 @@ impl Lane {
         record.for_each_header(|name, value| {
             let extra = extra.get_or_insert_default();
             match name {
-                "traceparent" => extra.trace = std::str::from_utf8(value).ok().and_then(TraceContext::parse),
+                "traceparent" => extra.trace = TraceContext::parse(value),
                 "evrepl-canary" => extra.canary = Some(String::from_utf8_lossy(value).into()),
                 _ => {}
             }

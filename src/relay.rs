@@ -197,13 +197,15 @@ impl FlowAccounts {
     }
 
     /// The flow's totals, its offset lag and how many of its partitions are paused.
-    pub fn total(&self) -> (Accounts, i64, usize) {
+    pub fn total(&self) -> (Accounts, Option<i64>, usize) {
         let inner = self.lock();
         let mut total = inner.retired.clone();
-        let (mut lag, mut paused) = (0, 0);
+        let (mut lag, mut paused) = (None, 0);
         for report in inner.live.values() {
             total.merge(&report.accounts);
-            lag += report.offset_lag.unwrap_or(0);
+            if let Some(known) = report.offset_lag {
+                lag = Some(lag.unwrap_or(0) + known);
+            }
             paused += usize::from(report.paused);
         }
         (total, lag, paused)

@@ -13,16 +13,20 @@ use crate::actors::region_supervisor::{RegionSupervisor, Terminate};
 use crate::agent::AgentShared;
 use crate::config::Config;
 use crate::handoff::Mailboxes;
-use crate::hashing::Ring;
+use crate::hashing::{HashKind, Ring, RingServer};
 use crate::kafka::{KafkaError, Producer};
 use crate::region::Region;
 use crate::relay::FlowView;
-use crate::telemetry::{Telemetry, TelemetryError};
+use crate::admin::AdminError;
+use crate::telemetry::{self, TelemetryError, TelemetryOptions};
 use crate::tls::{TlsError, TlsMaterial};
 use crate::topics;
 
 /// The configuration is right in itself but cannot be run here.
 pub const EXIT_CONFIG: i32 = 78;
+
+/// How long the last export may keep the process.
+const TELEMETRY_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Why a region could not start. None of it is retried: somebody has to change something.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +47,10 @@ pub enum StartError {
     /// librdkafka refuses the settings.
     #[error("[kafka]: {0}")]
     Kafka(#[from] KafkaError),
-    /// Logging, metrics or the admin server could not start.
+    /// The admin interface cannot listen.
+    #[error("[admin]: {0}")]
+    Admin(#[from] AdminError),
+    /// Logging or metrics could not start.
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),
 }
@@ -61,15 +68,37 @@ pub fn run(config: Config) -> i32 {
 
 /// The rings of every cache, by cache index.
 pub fn rings(config: &Config) -> Vec<Ring> {
-    config.caches.iter().map(|cache| cache.ring()).collect()
+    config.caches.iter().map(ring).collect()
+}
+
+/// The ring of one cache.
+pub fn ring(cache: &crate::config::Cache) -> Ring {
+    let kind = match cache.hash {
+        crate::config::HashKind::Ketama => HashKind::Ketama,
+        crate::config::HashKind::Consistent => HashKind::Consistent,
+    };
+    let servers: Vec<RingServer> = cache
+        .servers
+        .iter()
+        .map(|server| RingServer {
+            address: server.address.clone(),
+            ring_name: server.ring_name.clone(),
+            weight: server.weight,
+        })
+        .collect();
+    Ring::new(kind, &servers)
 }
 
 fn start(config: Arc<Config>) -> Result<i32, StartError> {
     let tls = Arc::new(TlsMaterial::load(&config.tls.certificate, &config.tls.private_key, &config.tls.ca)?);
     let mailboxes = Arc::new(Mailboxes::default());
-    let admin = listen("admin.listen", &config.admin.listen)?;
     let socket = listen("agent.listen", &config.agent.listen)?;
-    let telemetry = Telemetry::start(&config.region, &config.node, &config.telemetry, admin)?;
+    telemetry::start_logging(config.telemetry.log_format)?;
+    let mut telemetry = telemetry::start(&TelemetryOptions {
+        region: config.region.clone(),
+        node: config.node.clone(),
+        otlp_endpoint: config.telemetry.otlp_endpoint.clone(),
+    })?;
     let instruments = telemetry.instruments();
     let rings = rings(&config);
     let agent =
@@ -81,8 +110,10 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         flows: views.clone(),
         agent: agent.clone(),
         mailboxes: mailboxes.clone(),
+        instruments: instruments.clone(),
     });
-    telemetry.serve(region);
+    telemetry.serve_admin(&config.admin.listen, region.clone())?;
+    instruments.register_source(region);
     let producer = Producer::new(&config.kafka, &config.node)?;
     let topics = topics::keep(config.clone());
 
@@ -130,7 +161,9 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         tracing::error!(%error, "system ended with an error");
     }
     drop(topics);
-    telemetry.shutdown();
+    if let Err(error) = telemetry.shutdown(TELEMETRY_LIMIT) {
+        tracing::warn!(%error, "telemetry");
+    }
     Ok(exit.load(SeqCst))
 }
 

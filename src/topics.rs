@@ -39,7 +39,7 @@ pub fn keep(config: Arc<Config>) -> Option<Keeper> {
                 Ok(false) => {}
                 Err(error) => {
                     let text = error.to_string();
-                    if said.as_deref() != Some(&text) {
+                    if said.as_ref() != Some(&text) {
                         tracing::warn!(%error, "retry and dead-letter topics are not all there yet, trying on");
                         said = Some(text);
                     }

@@ -113,7 +113,7 @@ impl CacheReader {
     /// A reader without connection; it dials when it first looks.
     pub fn new(parts: CacheReaderParts) -> Self {
         let config = &parts.shared.config;
-        let backoff = Backoff::new(config.memcached.backoff_initial, config.memcached.backoff_max).unwrap_or_default();
+        let backoff = Backoff::clamped(config.memcached.backoff_initial, config.memcached.backoff_max);
         let max_value = config.caches[parts.cache].max_value_bytes;
         CacheReader {
             inbox: VecDeque::new(),

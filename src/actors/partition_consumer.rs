@@ -281,7 +281,7 @@ impl PartitionConsumer {
         self.waiting = Some(handle);
     }
 
-    fn split(&mut self, events: Vec<HeldEvent>, mut taken: TakenPermits, ctx: &mut Context<Self>) {
+    fn split(&mut self, events: Vec<HeldEvent>, taken: TakenPermits, ctx: &mut Context<Self>) {
         let shared = &self.parts.shared;
         let cache = &shared.caches[self.parts.cache as usize];
         let lanes = self.parts.readers.len();
@@ -301,6 +301,8 @@ impl PartitionConsumer {
                 .collect()
         };
         let send = async move {
+            // All of it, not a copy of its count: dropped half way, it gives back what is left.
+            let mut taken = taken;
             for (lane, server, events) in shares {
                 let count = events.len();
                 if readers[lane][server].send(LookAt { events }).await.is_err() {

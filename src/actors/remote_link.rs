@@ -165,7 +165,7 @@ impl RemoteLink {
             readers: Vec::new(),
             state: State::Waiting,
             epoch: 0,
-            backoff: Backoff::new(link.backoff_initial, link.backoff_max).unwrap_or_default(),
+            backoff: Backoff::clamped(link.backoff_initial, link.backoff_max),
             waiting: VecDeque::new(),
             outstanding: BTreeMap::new(),
             next_batch: 0,
