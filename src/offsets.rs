@@ -392,6 +392,16 @@ mod tests {
     }
 
     #[test]
+    fn an_event_starts_as_waiting_also_where_others_were_held_before() {
+        let mut it = tracker([]);
+        for offset in 0..200 {
+            let seq = it.open(offset);
+            assert_eq!((it.accounts().waiting, it.accounts().in_flight_total()), (1, 1));
+            assert!(it.hold(seq, Hold::InFlight) && it.finish(seq, Applied));
+        }
+    }
+
+    #[test]
     fn merged_accounts_are_the_sums() {
         let (mut a, mut b) = (tracker(0..3), tracker(0..5));
         assert!(a.finish(0, Applied) && b.finish(1, Applied) && b.hold(2, Hold::Dirty) && b.hold(3, Hold::InFlight));
