@@ -1,5 +1,6 @@
 //! evrepl replicates memcached writes between regions through Kafka.
 
+pub mod admin;
 pub mod backoff;
 pub mod breaker;
 pub mod config;
