@@ -90,7 +90,7 @@ impl OpenBatch {
 
     /// Adds an item; the key's older one is replaced. A touch only brings its expiry to an item with a value, keeping that
     /// value's stamp, and is itself superseded by a removal: the write that brought the key back has an event of its own.
-    pub fn push(&mut self, item: HeldItem, now: Instant) -> Option<Replaced> {
+    pub fn push(&mut self, mut item: HeldItem, now: Instant) -> Option<Replaced> {
         self.opened.get_or_insert(now);
         let at = match self.newest.entry((item.event.cache, item.event.key.clone())) {
             Entry::Vacant(entry) => {
@@ -105,6 +105,8 @@ impl OpenBatch {
         if let (Seen::Touch(_), Seen::Nothing(_)) = (&item.seen, &older.seen) {
             return Some(Replaced { bytes: item.bytes(), event: item.event });
         }
+        // Whoever waits for the probe's answer gets it from the item that is sent in its stead.
+        item.event.probe |= older.event.probe;
         let held = older.bytes() + item.bytes();
         let before = older.bytes();
         let event = match (&mut older.seen, item.seen) {
@@ -159,8 +161,9 @@ mod tests {
                 produced_at_ms: 0,
                 ticket: Ticket { consumer: 0, seq },
                 attempts: 0,
+                full: false,
                 missed: false,
-                probe: None,
+                probe: false,
                 trace: None,
             },
             seen,

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::event::TraceContext;
 use crate::handoff::MailboxGauge;
 use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
+use crate::relay::FlowView;
 
 /// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
 /// permits.
@@ -220,6 +221,8 @@ pub struct PollSettings {
     pub revoke_timeout: Duration,
     /// Depth and high-water mark of the partition consumers' mailboxes.
     pub gauge: Arc<MailboxGauge>,
+    /// Where trouble with Kafka is noted.
+    pub view: Arc<FlowView>,
     /// Gets assignments.
     pub flow: Recipient<PartitionsAssigned>,
     /// Told when the thread ends by itself.
@@ -265,6 +268,7 @@ impl RebalanceListener for Arc<Rebalances> {
             .collect();
         self.queues().extend(queues.iter().map(|q| (q.at.clone(), q.clone())));
         self.changed.store(true, SeqCst);
+        self.settings.view.set_kafka_trouble(None);
         tracing::info!(partitions = queues.len(), "partitions assigned");
         self.settings.flow.do_send(PartitionsAssigned(queues));
     }
@@ -400,7 +404,7 @@ impl Lane {
         record.for_each_header(|name, value| {
             let extra = extra.get_or_insert_default();
             match name {
-                "traceparent" => extra.trace = std::str::from_utf8(value).ok().and_then(TraceContext::parse),
+                "traceparent" => extra.trace = TraceContext::parse(value),
                 "evrepl-canary" => extra.canary = Some(String::from_utf8_lossy(value).into()),
                 _ => {}
             }
@@ -451,7 +455,9 @@ impl PollLoop {
                 }
                 match polled {
                     Polled::Record(record) => {
-                        self.trouble = None;
+                        if self.trouble.take().is_some() {
+                            self.rebalances.settings.view.set_kafka_trouble(None);
+                        }
                         let Some(at) = Self::lane_of(&self.lanes, self.last, &record) else { continue };
                         self.last = at;
                         let lane = &mut self.lanes[at];
@@ -482,6 +488,7 @@ impl PollLoop {
                         // Once in a while: librdkafka repeats itself while a broker is away.
                         if self.trouble.is_none_or(|at| now - at > Duration::from_secs(10)) {
                             tracing::warn!(%error, "kafka does not answer, polling on");
+                            self.rebalances.settings.view.set_kafka_trouble(Some(error.to_string()));
                             self.trouble = Some(now);
                         }
                         break;

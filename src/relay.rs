@@ -47,12 +47,14 @@ pub struct HeldEvent {
     pub produced_at_ms: i64,
     /// Who is told how it ended.
     pub ticket: Ticket,
-    /// How often the key was dirty on behalf of this event.
+    /// How often in a row the key was answered `look_again`.
     pub attempts: u16,
+    /// The key was dirty: its look is a full one, whatever happened.
+    pub full: bool,
     /// The source had no value once already: the second time it is missing.
     pub missed: bool,
-    /// The destination server this key was sent to as a probe of.
-    pub probe: Option<Arc<str>>,
+    /// The key may be a probe of a destination server: its reader wants to hear that it was answered.
+    pub probe: bool,
     /// The writer's trace.
     pub trace: Option<TraceContext>,
 }
@@ -72,6 +74,9 @@ impl crate::dirty::DirtyEvent for HeldEvent {
     }
     fn set_attempts(&mut self, attempts: u16) {
         self.attempts = attempts;
+    }
+    fn supersedes(&self, other: &Self) -> bool {
+        (self.produced_at_ms, self.ticket.seq) >= (other.produced_at_ms, other.ticket.seq)
     }
 }
 
@@ -192,13 +197,15 @@ impl FlowAccounts {
     }
 
     /// The flow's totals, its offset lag and how many of its partitions are paused.
-    pub fn total(&self) -> (Accounts, i64, usize) {
+    pub fn total(&self) -> (Accounts, Option<i64>, usize) {
         let inner = self.lock();
         let mut total = inner.retired.clone();
-        let (mut lag, mut paused) = (0, 0);
+        let (mut lag, mut paused) = (None, 0);
         for report in inner.live.values() {
             total.merge(&report.accounts);
-            lag += report.offset_lag.unwrap_or(0);
+            if let Some(known) = report.offset_lag {
+                lag = Some(lag.unwrap_or(0) + known);
+            }
             paused += usize::from(report.paused);
         }
         (total, lag, paused)
@@ -279,6 +286,7 @@ pub struct FlowView {
     pub draining: AtomicBool,
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
+    kafka: Mutex<Option<String>>,
 }
 
 impl FlowView {
@@ -294,7 +302,18 @@ impl FlowView {
             waits: Mutex::default(),
             draining: AtomicBool::new(false),
             reconnects: AtomicU64::new(0),
+            kafka: Mutex::default(),
         }
+    }
+
+    /// What keeps Kafka from being read, if anything does.
+    pub fn kafka_trouble(&self) -> Option<String> {
+        self.kafka.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what keeps Kafka from being read, or that nothing does.
+    pub fn set_kafka_trouble(&self, trouble: Option<String>) {
+        *self.kafka.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     /// Notes the lag at a stage, in microseconds.

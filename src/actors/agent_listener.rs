@@ -4,6 +4,7 @@
 //! The caller's region comes from its certificate, never from what it says. Restarts alone: sessions go on without it.
 //! Bounded by: [`MAX_GREETINGS`] at once, each within [`GREETING_TIMEOUT`].
 
+use std::net::TcpListener as StdListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -84,13 +85,13 @@ pub struct AgentListenerParts {
 /// See the module.
 pub struct AgentListener {
     parts: AgentListenerParts,
-    listener: Arc<TcpListener>,
+    socket: StdListener,
 }
 
 impl AgentListener {
-    /// A listener on a bound socket.
-    pub fn new(parts: AgentListenerParts, listener: TcpListener) -> Self {
-        AgentListener { parts, listener: Arc::new(listener) }
+    /// A listener on a bound, non-blocking socket.
+    pub fn new(parts: AgentListenerParts, socket: StdListener) -> Self {
+        AgentListener { parts, socket }
     }
 }
 
@@ -98,7 +99,16 @@ impl Actor for AgentListener {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let (parts, listener) = (self.parts.clone(), self.listener.clone());
+        let parts = self.parts.clone();
+        // A clone: the socket itself is kept for the next start.
+        let listener = match self.socket.try_clone().and_then(TcpListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "agent cannot listen, trying again");
+                ctx.run_later(ACCEPT_PAUSE, |_, ctx| ctx.stop());
+                return;
+            }
+        };
         let places = Arc::new(Semaphore::new(MAX_GREETINGS));
         self.parts.shared.listening.store(true, Relaxed);
         let accept = async move {
@@ -141,8 +151,7 @@ async fn greet_or_refuse(parts: AgentListenerParts, tcp: TcpStream, remote: Stri
 async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Result<(), GreetingError> {
     let shared = &parts.shared;
     tcp.set_nodelay(true)?;
-    let mut stream = shared.tls.accept(tcp).await?;
-    let identities = shared.tls.peer_identities(&stream)?;
+    let (mut stream, identities) = shared.tls.accept(tcp).await?;
     let limits = limits(shared);
     let mut buffer = BytesMut::with_capacity(4096);
     let answer = match caller(shared, &identities) {
@@ -186,7 +195,7 @@ fn caller<'a>(shared: &'a AgentShared, identities: &[String]) -> Result<&'a Peer
     let named = |peer: &&Peer| identities.contains(&peer.identity);
     match shared.config.peers.iter().find(named) {
         Some(peer) => Ok(peer),
-        None if shared.tls.own_identities().iter().any(|own| identities.contains(own)) => {
+        None if shared.tls.identities().iter().any(|own| identities.contains(own)) => {
             Err(GreetingError::OwnRegion(identities.to_vec()))
         }
         None => Err(GreetingError::UnknownIdentity(identities.to_vec())),

@@ -56,10 +56,10 @@ pub struct KeysDirtied(pub Vec<(HeldEvent, Dirtied)>);
 #[rtype(result = "()")]
 pub struct SessionStarted;
 
-/// A destination server took a key that was its probe: the keys that wait for it may go.
-#[derive(Message, Clone, Debug)]
+/// These keys were answered, otherwise than `later`: if one was a probe, the keys that wait for its server may go.
+#[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct ServerAnswered(pub Arc<str>);
+pub struct KeysAnswered(pub Vec<(u16, Bytes)>);
 
 /// What a cache reader is made of.
 pub struct CacheReaderParts {
@@ -113,11 +113,11 @@ impl CacheReader {
     /// A reader without connection; it dials when it first looks.
     pub fn new(parts: CacheReaderParts) -> Self {
         let config = &parts.shared.config;
-        let backoff = Backoff::new(config.memcached.backoff_initial, config.memcached.backoff_max).unwrap_or_default();
+        let backoff = Backoff::clamped(config.memcached.backoff_initial, config.memcached.backoff_max);
         let max_value = config.caches[parts.cache].max_value_bytes;
         CacheReader {
             inbox: VecDeque::new(),
-            dirty: DirtySet::new(),
+            dirty: DirtySet::new(rand::random()),
             ready: VecDeque::new(),
             missed: VecDeque::new(),
             acquiring: false,
@@ -176,11 +176,13 @@ impl Handler<SessionStarted> for CacheReader {
     }
 }
 
-impl Handler<ServerAnswered> for CacheReader {
+impl Handler<KeysAnswered> for CacheReader {
     type Result = ();
 
-    fn handle(&mut self, ServerAnswered(server): ServerAnswered, ctx: &mut Self::Context) {
-        self.dirty.server_answered(&server, Instant::now());
+    fn handle(&mut self, KeysAnswered(keys): KeysAnswered, ctx: &mut Self::Context) {
+        for (cache, key) in keys {
+            self.dirty.key_answered(cache, &key);
+        }
         self.advance(ctx);
     }
 }
@@ -210,7 +212,7 @@ impl CacheReader {
         if self.breaker.allows(now) == Allows::Probe {
             // A probe must look: it takes a waiting key, whatever it waits for.
             if self.ready.is_empty() && self.inbox.is_empty() && self.missed.is_empty() {
-                self.dirty.source_back(now);
+                self.dirty.source_back();
                 self.acquire(now, ctx);
                 if !self.acquiring {
                     // Nothing waits for this server, so nothing asks whether it is back until something does.
@@ -243,6 +245,9 @@ impl CacheReader {
         self.dirty.take_due(now, most, &mut due);
         if due.is_empty() {
             return;
+        }
+        if self.dirty.waiting_for().next().is_some() {
+            due.iter_mut().for_each(|event| event.probe = true);
         }
         self.acquiring = true;
         let shared = self.parts.shared.clone();
@@ -351,7 +356,7 @@ impl CacheReader {
         self.parts.shared.take_bytes(reserved);
         let requests: Vec<LookRequest> = events
             .iter()
-            .map(|event| LookRequest { key: event.key.clone(), value: event.op != Op::Touch || event.attempts > 0 })
+            .map(|event| LookRequest { key: event.key.clone(), value: event.op != Op::Touch || event.full })
             .collect();
         let connection = self.connection.take();
         let address = self.parts.address.clone();
@@ -395,7 +400,7 @@ impl CacheReader {
             tracing::info!(flow = self.parts.shared.view.name, server = self.parts.address, "memcached answers again");
         }
         if self.source_away_since.take().is_some() {
-            self.dirty.source_back(Instant::now());
+            self.dirty.source_back();
         }
     }
 
@@ -441,7 +446,7 @@ impl CacheReader {
                     values += 1;
                     Seen::Nothing(Outcome::TooLarge)
                 }
-                Looked::Hit { ttl, .. } if event.op == Op::Touch && event.attempts == 0 => Seen::Touch(expiry(ttl)),
+                Looked::Hit { ttl, .. } if event.op == Op::Touch && !event.full => Seen::Touch(expiry(ttl)),
                 Looked::Hit { value, flags, ttl } => {
                     value_bytes += value.len();
                     values += 1;
@@ -476,7 +481,7 @@ impl CacheReader {
         let mut bytes = 0;
         for event in events {
             let seen = match event.op {
-                Op::Touch if event.attempts == 0 => match remaining(event.ttl, event.produced_at_ms, wall_ms()) {
+                Op::Touch if !event.full => match remaining(event.ttl, event.produced_at_ms, wall_ms()) {
                     Some(expiry) => Seen::Touch(expiry),
                     None => Seen::Nothing(Outcome::Deleted),
                 },
@@ -526,8 +531,7 @@ impl CacheReader {
     fn hold_dirty(&mut self, mut event: HeldEvent, why: Dirtied, now: Instant, reports: &mut Reports) {
         // The key alone, or one waiting key would keep a whole chunk's buffer.
         event.key = Bytes::copy_from_slice(&event.key);
-        event.probe = None;
-        event.missed = false;
+        (event.probe, event.missed, event.full) = (false, false, true);
         let reason = match &why {
             Dirtied::SessionLost => "session_lost",
             Dirtied::LookAgain => "look_again",
@@ -535,7 +539,7 @@ impl CacheReader {
             Dirtied::Later { .. } => "later",
         };
         self.parts.shared.instruments.count_look_again(&self.parts.shared.view.name, reason);
-        if let Some(older) = self.dirty.insert(event, why, now, rand::random()) {
+        if let Some(older) = self.dirty.insert(event, why, now) {
             reports.finished_dirty(older.ticket, Outcome::Superseded);
         }
     }
@@ -543,6 +547,7 @@ impl CacheReader {
     fn join(&mut self, mut event: HeldEvent, now: Instant, reports: &mut Reports) {
         event.key = Bytes::copy_from_slice(&event.key);
         event.op = merged(Op::Set, event.op);
+        event.full = true;
         match self.dirty.join(event) {
             Ok(older) => reports.finished_dirty(older.ticket, Outcome::Superseded),
             Err(event) => self.hold_dirty(event, Dirtied::LookAgain, now, reports),

@@ -125,7 +125,7 @@ impl CacheWriter {
     /// A writer for the server with this number; it connects at once.
     pub fn new(shared: Arc<AgentShared>, tick: Arc<AtomicU64>, server: usize) -> Self {
         let settings = &shared.config.memcached;
-        let backoff = Backoff::new(settings.backoff_initial, settings.backoff_max).unwrap_or_default();
+        let backoff = Backoff::clamped(settings.backoff_initial, settings.backoff_max);
         CacheWriter {
             stamps: StampTable::new(STAMP_SLOTS_LOG2),
             breaker: Breaker::new(settings.breaker_failures, backoff),
@@ -339,7 +339,9 @@ impl CacheWriter {
             let mut connection = Connection::connect(&address, settings.connect_timeout).await?;
             match tokio::time::timeout(settings.timeout, connection.noop()).await {
                 Ok(answer) => answer?,
-                Err(_) => return Err(MemcachedError::Timeout(settings.timeout)),
+                Err(_) => {
+                    return Err(MemcachedError::ConnectTimeout { address, timeout: settings.timeout });
+                }
             }
             tokio::time::sleep(settle).await;
             Ok(Box::new(connection))

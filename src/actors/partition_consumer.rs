@@ -254,8 +254,9 @@ impl PartitionConsumer {
             produced_at_ms: record.produced_at_ms,
             ticket: Ticket { consumer: self.parts.id, seq },
             attempts: 0,
+            full: false,
             missed: false,
-            probe: None,
+            probe: false,
             trace: record.extra.as_ref().and_then(|extra| extra.trace),
         }))
     }
@@ -280,26 +281,28 @@ impl PartitionConsumer {
         self.waiting = Some(handle);
     }
 
-    fn split(&mut self, events: Vec<HeldEvent>, mut taken: TakenPermits, ctx: &mut Context<Self>) {
+    fn split(&mut self, events: Vec<HeldEvent>, taken: TakenPermits, ctx: &mut Context<Self>) {
         let shared = &self.parts.shared;
         let cache = &shared.caches[self.parts.cache as usize];
         let lanes = self.parts.readers.len();
         let readers = self.parts.readers.clone();
-        let shares: Vec<(usize, usize, Vec<HeldEvent>)> = if lanes == 1 && cache.ring.len() == 1 {
+        let shares: Vec<(usize, usize, Vec<HeldEvent>)> = if lanes == 1 && cache.ring.servers() == 1 {
             vec![(0, cache.first_server, events)]
         } else {
-            let mut shares: Vec<Vec<HeldEvent>> = (0..lanes * cache.ring.len()).map(|_| Vec::new()).collect();
+            let mut shares: Vec<Vec<HeldEvent>> = (0..lanes * cache.ring.servers()).map(|_| Vec::new()).collect();
             for event in events {
                 let lane = hashing::lane_of(event.cache, &event.key, lanes);
                 let server = cache.ring.server_of(&event.key);
-                shares[lane * cache.ring.len() + server].push(event);
+                shares[lane * cache.ring.servers() + server].push(event);
             }
             let numbered = shares.into_iter().enumerate().filter(|(_, share)| !share.is_empty());
             numbered
-                .map(|(n, share)| (n / cache.ring.len(), cache.first_server + n % cache.ring.len(), share))
+                .map(|(n, share)| (n / cache.ring.servers(), cache.first_server + n % cache.ring.servers(), share))
                 .collect()
         };
         let send = async move {
+            // All of it, not a copy of its count: dropped half way, it gives back what is left.
+            let mut taken = taken;
             for (lane, server, events) in shares {
                 let count = events.len();
                 if readers[lane][server].send(LookAt { events }).await.is_err() {

@@ -24,13 +24,13 @@ use crate::dirty::Dirtied;
 use crate::handoff::{Carried, Slot};
 use crate::outcome::Outcome;
 use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, SessionTerms, Stage, wall_us};
-use crate::tls::TlsMaterial;
+use crate::tls::{TlsMaterial, server_name};
 use crate::wire::{
     self, Ack, CacheStatus, Decoder, FEATURE_LZ4, Frame, Hello, HelloAck, Limits, Ping, Pong, Status, WireError,
 };
 
 use super::batch_coalescer::{ShipBatch, ShippedItem};
-use super::cache_reader::{CacheReader, KeysDirtied, ServerAnswered, SessionStarted};
+use super::cache_reader::{CacheReader, KeysAnswered, KeysDirtied, SessionStarted};
 
 /// Frames that may wait for the socket: one being written and one ready to follow it.
 const WRITER_FRAMES: usize = 2;
@@ -165,7 +165,7 @@ impl RemoteLink {
             readers: Vec::new(),
             state: State::Waiting,
             epoch: 0,
-            backoff: Backoff::new(link.backoff_initial, link.backoff_max).unwrap_or_default(),
+            backoff: Backoff::clamped(link.backoff_initial, link.backoff_max),
             waiting: VecDeque::new(),
             outstanding: BTreeMap::new(),
             next_batch: 0,
@@ -395,18 +395,20 @@ impl RemoteLink {
         }
         let mut reports = Reports::default();
         let mut dirty = DirtyKeys::default();
-        let mut answered: Vec<(usize, Arc<str>)> = Vec::new();
+        let mut answered: Vec<(usize, Vec<(u16, Bytes)>)> = Vec::new();
         let mut newest = None;
         for (index, exception) in ack.finished() {
             let Some(item) = batch.items[index as usize].take() else { continue };
             batch.open -= 1;
             newest = Some(item.event.produced_at_ms);
             let status = exception.map(|exception| exception.status);
-            if status != Some(Status::Later)
-                && let Some(server) = &item.event.probe
-            {
+            if item.event.probe && status != Some(Status::Later) {
                 let reader = self.parts.shared.server_number(item.event.cache, &item.event.key);
-                answered.push((reader, server.clone()));
+                let key = (item.event.cache, item.event.key.clone());
+                match answered.iter_mut().find(|(number, _)| *number == reader) {
+                    Some((_, keys)) => keys.push(key),
+                    None => answered.push((reader, vec![key])),
+                }
             }
             match status {
                 None => reports.finished(item.event.ticket, item.outcome),
@@ -439,8 +441,8 @@ impl RemoteLink {
         }
         self.parts.shared.report(&mut reports);
         dirty.send(&self.readers);
-        for (reader, server) in answered {
-            self.readers[reader].do_send(ServerAnswered(server));
+        for (reader, keys) in answered {
+            self.readers[reader].do_send(KeysAnswered(keys));
         }
         self.pump(ctx);
     }
@@ -593,7 +595,7 @@ async fn connect(
 ) -> Result<(TlsStream<TcpStream>, BytesMut, HelloAck), LinkError> {
     let tcp = TcpStream::connect(&address).await?;
     tcp.set_nodelay(true)?;
-    let mut stream = tls.connect(&identity, tcp).await?;
+    let mut stream = tls.connect(server_name(&identity)?, tcp).await?;
     let mut out = BytesMut::new();
     wire::encode(&Frame::Hello(hello), &mut out);
     stream.write_all(&out).await?;

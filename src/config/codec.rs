@@ -142,7 +142,8 @@ impl<T: Default, C: Codec<T>> Codec<Vec<T>> for List<C> {
     }
 
     fn schema() -> Schema {
-        json_schema!({ "type": "array", "items": C::schema() })
+        // A list that may be empty is left out instead.
+        json_schema!({ "type": "array", "items": C::schema(), "minItems": 1 })
     }
 }
 

@@ -142,8 +142,8 @@ impl<const LEAST_MS: u64> Scalar<Duration> for Time<LEAST_MS> {
     }
 
     fn schema() -> Schema {
-        let unit = "(ns|us|ms|s|sec|secs|m|min|mins|h|hr|hrs|hour|hours|d|day|days)";
-        let pattern = format!("^\\s*([0-9]+\\s*{unit}\\s*)+$");
+        // The units are humantime's, from ns to years in several spellings each.
+        let pattern = "^\\s*(0|([0-9]+(\\.[0-9]+)?\\s*[A-Za-zµ]+\\s*)+)\\s*$";
         json_schema!({ "type": "string", "pattern": pattern, "examples": ["2ms", "1m 30s"] })
     }
 }

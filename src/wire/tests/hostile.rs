@@ -180,7 +180,10 @@ fn a_batch_beyond_the_limits_is_refused_before_it_is_decompressed() {
         Err(WireError::TooManyItems { .. })
     ));
     let impossible = BatchFrame { items: 900, ..frame };
-    assert!(matches!(items_of(&impossible), Err(WireError::Malformed { .. })));
+    assert!(matches!(
+        items_of(&impossible),
+        Err(WireError::Malformed { frame: "batch", .. })
+    ));
 }
 
 #[test]

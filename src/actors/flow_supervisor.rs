@@ -1,0 +1,395 @@
+//! FlowSupervisor: everything that carries events from this region to one peer.
+//!
+//! It builds the flow downstream first, starts a PartitionConsumer for each assigned partition, watches its children, and
+//! drains. When an inner actor is gone (a panic, an unexpected stop) or nothing moves although there is work, it takes the
+//! flow down and says so; its supervisor builds a new one, which starts at the last committed offsets.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, RwLock, mpsc};
+use std::time::Duration;
+
+use actix::prelude::*;
+use actix_rt::Arbiter;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::handoff::{Handoff, Mailboxes};
+use crate::hashing::Ring;
+use crate::kafka::{FlowConsumer, Producer};
+use crate::outcome::Outcome;
+use crate::permits::{ByteBudget, Permits};
+use crate::poll_thread::{PartitionsAssigned, PollCommand, PollSettings, PollThread, PollThreadEnded};
+use crate::relay::{FlowShared, FlowView, LaneClock, RelayCache};
+use crate::telemetry::Instruments;
+use crate::tls::TlsMaterial;
+
+use super::batch_coalescer::BatchCoalescer;
+use super::cache_reader::{CacheReader, CacheReaderParts};
+use super::partition_consumer::{PartitionConsumer, PartitionConsumerParts, PartitionEnded, Readers};
+use super::remote_link::{MeetReaders, RemoteLink, RemoteLinkParts};
+
+/// How often the children are counted.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// Work but no outcome for this long, with a session open and nobody known to be waited for, is a stage that hangs: every
+/// wait on the path ends or is named within a few seconds.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+
+/// The flow went down by itself and wants to be built anew. A fact, to the region's supervisor.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct FlowFailed {
+    /// Index of the peer.
+    pub peer: usize,
+    /// Which kind of actor was gone.
+    pub actor: &'static str,
+}
+
+/// Finish what is in flight until `deadline`, commit, and end.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct DrainFlow {
+    /// When to stop waiting.
+    pub deadline: Instant,
+}
+
+/// The flow has drained. A fact, to the region's supervisor.
+#[derive(Message, Debug)]
+#[rtype(result = "()")]
+pub struct FlowDrained {
+    /// Index of the peer.
+    pub peer: usize,
+    /// Events that were given back unfinished.
+    pub released: u64,
+}
+
+/// Drop everything at once: the next incarnation starts at the committed offsets.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct StopFlow;
+
+/// What a flow is made of.
+#[derive(Clone)]
+pub struct FlowParts {
+    /// The whole configuration.
+    pub config: Arc<Config>,
+    /// By cache index.
+    pub rings: Vec<Ring>,
+    /// Accounts and state that outlive rebuilds.
+    pub view: Arc<FlowView>,
+    /// Our certificate and the CA.
+    pub tls: Arc<TlsMaterial>,
+    /// Writes dead letters.
+    pub producer: Producer,
+    /// Depths of the mailboxes, by kind of actor.
+    pub mailboxes: Arc<Mailboxes>,
+    /// Every instrument.
+    pub instruments: Arc<Instruments>,
+    /// Numbers for partition consumers, through all incarnations.
+    pub consumer_ids: Arc<std::sync::atomic::AtomicU32>,
+    /// Told when the flow fails.
+    pub failed: Recipient<FlowFailed>,
+    /// Told when the flow has drained.
+    pub drained: Recipient<FlowDrained>,
+}
+
+/// One ordered pipeline: readers, coalescer and link on one arbiter.
+struct Lane {
+    arbiter: Arbiter,
+    link: Addr<RemoteLink>,
+    coalescer: Addr<BatchCoalescer>,
+    readers: Vec<Addr<CacheReader>>,
+}
+
+/// See the module.
+pub struct FlowSupervisor {
+    parts: FlowParts,
+    address: String,
+    shared: Arc<FlowShared>,
+    lanes: Vec<Lane>,
+    readers: Readers,
+    poll: Option<PollThread>,
+    commands: Option<mpsc::Sender<PollCommand>>,
+    consumers: HashMap<u32, Addr<PartitionConsumer>>,
+    draining: bool,
+    progress: (u64, Instant),
+}
+
+impl FlowSupervisor {
+    /// A flow that is built when the actor starts. `address` is where the peer's agent listens.
+    pub fn new(parts: FlowParts, address: String) -> Self {
+        let mut first_server = 0;
+        let mut caches = Vec::with_capacity(parts.rings.len());
+        for ring in &parts.rings {
+            caches.push(RelayCache { ring: ring.clone(), first_server });
+            first_server += ring.servers();
+        }
+        let config = &parts.config;
+        let peer = &config.peers[parts.view.peer];
+        let place = |name: &String| peer.caches.iter().position(|cache| cache == name).unwrap_or(0) as u16;
+        let shared = Arc::new(FlowShared {
+            wire_caches: config.caches.iter().map(|cache| place(&cache.name)).collect(),
+            config: config.clone(),
+            caches,
+            view: parts.view.clone(),
+            permits: Permits::new(config.flow.max_in_flight_events),
+            bytes: ByteBudget::new(config.flow.max_in_flight_bytes),
+            consumers: RwLock::default(),
+            mailboxes: parts.mailboxes.clone(),
+            instruments: parts.instruments.clone(),
+        });
+        FlowSupervisor {
+            parts,
+            address,
+            shared,
+            lanes: Vec::new(),
+            readers: Arc::default(),
+            poll: None,
+            commands: None,
+            consumers: HashMap::new(),
+            draining: false,
+            progress: (0, Instant::now()),
+        }
+    }
+
+    /// Builds the tree, downstream first: read bottom-up, it is the data flow.
+    fn build(&mut self, ctx: &mut Context<Self>) -> std::io::Result<()> {
+        for lane in 0..self.shared.config.flow.lanes {
+            let lane = self.build_lane(lane);
+            self.lanes.push(lane);
+        }
+        let slots = self.shared.config.mailbox.cache_reader;
+        let gauge = &self.shared.mailboxes.cache_reader;
+        let handoffs = |lane: &Lane| {
+            let of = |reader: &Addr<CacheReader>| Handoff::new(reader.clone().recipient(), slots, gauge.clone());
+            lane.readers.iter().map(of).collect()
+        };
+        self.readers = Arc::new(self.lanes.iter().map(handoffs).collect());
+        let poll = self.start_poll_thread(ctx)?;
+        self.commands = Some(poll.commands());
+        self.poll = Some(poll);
+        Ok(())
+    }
+
+    fn build_lane(&self, lane: usize) -> Lane {
+        let arbiter = Arbiter::new();
+        let handle = arbiter.handle();
+        let shared = self.shared.clone();
+        let clock = Arc::new(LaneClock::new(shared.config.caches.len()));
+        let (mailbox, gauges) = (&shared.config.mailbox, &shared.mailboxes);
+
+        let link_parts = RemoteLinkParts {
+            shared: shared.clone(),
+            lane,
+            clock: clock.clone(),
+            tls: self.parts.tls.clone(),
+            address: self.address.clone(),
+        };
+        let link = Supervisor::start_in_arbiter(&handle, move |_| RemoteLink::new(link_parts));
+        let to_link = Handoff::new(link.clone().recipient(), mailbox.remote_link, gauges.remote_link.clone());
+
+        let (its_shared, its_clock) = (shared.clone(), clock.clone());
+        let coalescer =
+            BatchCoalescer::start_in_arbiter(&handle, move |_| BatchCoalescer::new(its_shared, its_clock, to_link));
+        let to_coalescer =
+            Handoff::new(coalescer.clone().recipient(), mailbox.batch_coalescer, gauges.batch_coalescer.clone());
+
+        let mut readers = Vec::new();
+        for (cache, policy) in shared.config.caches.iter().enumerate() {
+            for server in &policy.servers {
+                let parts = CacheReaderParts {
+                    shared: shared.clone(),
+                    lane,
+                    number: readers.len(),
+                    cache,
+                    address: server.address.clone(),
+                    clock: clock.clone(),
+                    coalescer: to_coalescer.clone(),
+                };
+                readers.push(CacheReader::start_in_arbiter(&handle, move |_| CacheReader::new(parts)));
+            }
+        }
+        link.do_send(MeetReaders(readers.clone()));
+        Lane { arbiter, link, coalescer, readers }
+    }
+
+    fn start_poll_thread(&self, ctx: &mut Context<Self>) -> std::io::Result<PollThread> {
+        let config = self.shared.config.clone();
+        let peer = self.shared.peer().clone();
+        let settings = PollSettings {
+            queue_chunks: config.mailbox.partition_consumer,
+            queue_events: config.flow.max_in_flight_events,
+            revoke_timeout: config.flow.revoke_timeout,
+            gauge: self.shared.mailboxes.partition_consumer.clone(),
+            view: self.shared.view.clone(),
+            flow: ctx.address().recipient(),
+            ended: ctx.address().recipient(),
+        };
+        let group = config.kafka.group_for(&config.region, &peer.region);
+        PollThread::start(&self.shared.view.name, settings, move |listener| {
+            let topics = config.caches.iter().filter(|cache| peer.caches.contains(&cache.name));
+            let topics: Vec<&str> = topics.map(|cache| cache.topic.as_str()).collect();
+            // Room for a second of events at the highest rates, small beside the values in flight.
+            let prefetch = config.flow.max_in_flight_bytes / 4;
+            FlowConsumer::new(&config.kafka, &group, &config.node, &topics, prefetch, listener)
+        })
+    }
+
+    /// Counts the children; one that is gone without having said so takes the flow down.
+    fn watch(&mut self, ctx: &mut Context<Self>) {
+        let gone = self.lanes.iter().find_map(|lane| {
+            let readers = lane.readers.iter().all(|reader| reader.connected());
+            match (lane.link.connected(), lane.coalescer.connected(), readers) {
+                (false, _, _) => Some("remote_link"),
+                (_, false, _) => Some("batch_coalescer"),
+                (_, _, false) => Some("cache_reader"),
+                _ => None,
+            }
+        });
+        let consumer = || self.consumers.values().any(|consumer| !consumer.connected()).then_some("partition_consumer");
+        if let Some(actor) = gone.or_else(consumer).or_else(|| self.stalled()) {
+            self.fail(actor, ctx);
+        }
+    }
+
+    /// Work, a session, nobody to wait for, and still no outcome: something hangs.
+    fn stalled(&mut self) -> Option<&'static str> {
+        let (accounts, _, _) = self.shared.view.accounts.total();
+        let ended: u64 = Outcome::ALL.iter().map(|outcome| accounts.ended(*outcome)).sum();
+        let links = self.shared.view.links();
+        let open = links.iter().all(|link| link.as_ref().is_some_and(|link| link.state == "open"));
+        let waits = !self.shared.view.waits().is_empty();
+        let now = Instant::now();
+        if ended != self.progress.0 || accounts.in_flight == 0 || !open || waits {
+            self.progress = (ended, now);
+            return None;
+        }
+        if now - self.progress.1 < STALLED_AFTER {
+            return None;
+        }
+        tracing::error!(flow = self.shared.view.name, in_flight = accounts.in_flight, "no outcome although there is work");
+        Some("watchdog")
+    }
+
+    fn fail(&mut self, actor: &'static str, ctx: &mut Context<Self>) {
+        let peer = self.shared.view.peer;
+        self.take_down(ctx, move |act| act.parts.failed.do_send(FlowFailed { peer, actor }));
+    }
+
+    /// Stops every child, waits for the poll thread off this thread, and then tells.
+    fn take_down(&mut self, ctx: &mut Context<Self>, tell: impl FnOnce(&Self) + 'static) {
+        for lane in self.lanes.drain(..) {
+            lane.arbiter.stop();
+        }
+        self.commands = None;
+        self.consumers.clear();
+        let poll = self.poll.take();
+        let join = tokio::task::spawn_blocking(move || {
+            if let Some(poll) = poll {
+                let _ = poll.commands().send(PollCommand::Stop);
+                poll.join();
+            }
+        });
+        ctx.spawn(async move { join.await }.into_actor(self).map(move |_, act, ctx| {
+            tell(act);
+            ctx.stop();
+        }));
+    }
+}
+
+impl Actor for FlowSupervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        if let Err(error) = self.build(ctx) {
+            tracing::error!(flow = self.shared.view.name, %error, "flow could not be built");
+            self.fail("poll_thread", ctx);
+            return;
+        }
+        ctx.run_interval(WATCH_EVERY, |act, ctx| {
+            if act.poll.is_some() && !act.draining {
+                act.watch(ctx);
+            }
+        });
+    }
+}
+
+impl Handler<PartitionsAssigned> for FlowSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, PartitionsAssigned(queues): PartitionsAssigned, ctx: &mut Self::Context) {
+        let Some(commands) = self.commands.clone() else { return };
+        for queue in queues {
+            let Some(cache) = self.shared.config.caches.iter().position(|cache| cache.topic == queue.at.topic) else {
+                continue;
+            };
+            let id = self.parts.consumer_ids.fetch_add(1, Relaxed);
+            let parts = PartitionConsumerParts {
+                id,
+                shared: self.shared.clone(),
+                queue,
+                cache: cache as u16,
+                readers: self.readers.clone(),
+                commands: commands.clone(),
+                producer: self.parts.producer.clone(),
+                ended: ctx.address().recipient(),
+            };
+            self.consumers.insert(id, PartitionConsumer::new(parts).start());
+        }
+    }
+}
+
+impl Handler<PartitionEnded> for FlowSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, PartitionEnded(id): PartitionEnded, _: &mut Self::Context) {
+        self.consumers.remove(&id);
+    }
+}
+
+impl Handler<PollThreadEnded> for FlowSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: PollThreadEnded, ctx: &mut Self::Context) {
+        if self.poll.is_some() && !self.draining {
+            self.fail("poll_thread", ctx);
+        }
+    }
+}
+
+impl Handler<DrainFlow> for FlowSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, DrainFlow { deadline }: DrainFlow, ctx: &mut Self::Context) {
+        if self.draining {
+            return;
+        }
+        self.draining = true;
+        self.shared.view.draining.store(true, Relaxed);
+        let (reply, answer) = mpsc::sync_channel(1);
+        let commands = self.commands.clone();
+        let drain = tokio::task::spawn_blocking(move || {
+            commands?.send(PollCommand::Drain { deadline, reply }).ok()?;
+            // The thread answers by the deadline; a little more for its last commit.
+            let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(2);
+            answer.recv_timeout(patience).ok()
+        });
+        ctx.spawn(async move { drain.await }.into_actor(self).map(|released, act, ctx| {
+            let released = match released {
+                Ok(Some(released)) => released,
+                // No answer: whatever is in flight will be replayed.
+                _ => act.shared.view.accounts.total().0.in_flight_total(),
+            };
+            let peer = act.shared.view.peer;
+            act.take_down(ctx, move |act| act.parts.drained.do_send(FlowDrained { peer, released }));
+        }));
+    }
+}
+
+impl Handler<StopFlow> for FlowSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: StopFlow, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}

@@ -1,0 +1,54 @@
+//! Everything with a mailbox, one actor per file, in flow order. The number on an edge is its capacity.
+//!
+//! ```text
+//!  Kafka ─▶ poll thread ══ mailbox.partition_consumer (chunks) ══▶ PartitionConsumer ──┐ permits: flow.max_in_flight_events
+//!                                                                                      │
+//!      ┌── mailbox.cache_reader (messages) ◀───────────────────────────────────────────┘
+//!      ▼
+//!  CacheReader ── mailbox.batch_coalescer (messages) ──▶ BatchCoalescer ── mailbox.remote_link (batches) ──▶ RemoteLink
+//!   │ flow.max_in_flight_bytes                                                                              │ window
+//!   │ flow.max_dirty_keys                                                                                   ▼
+//!   ▼                                                                                              mutual TLS, to the peer
+//!  memcached (looks)                                                                                        │
+//!                                                                                                           ▼
+//!  memcached (writes) ◀── CacheWriter ◀── mailbox.cache_writer (parts) ── AgentSession ◀── mailbox.agent_session (frames)
+//!                                                                            ▲
+//!                                                             AgentListener ─┘ 64 greetings at once
+//!
+//!  upstream, as facts that take no slot: acks, outcomes, dirty keys, session starts and ends
+//! ```
+//!
+//! The supervision tree, with its strategies:
+//!
+//! ```text
+//! RegionSupervisor                  more than supervision.max_restarts within supervision.within: give up, exit 70
+//! ├── FlowSupervisor                one per peer; rebuilt whole from its last committed offsets
+//! │   ├── poll thread               its unexpected end rebuilds the flow
+//! │   ├── PartitionConsumer ...     one per assigned partition; ends with the assignment; its panic rebuilds the flow
+//! │   └── lane 0..n                 one arbiter; a panic of an inner actor rebuilds the flow
+//! │       ├── CacheReader ...       one per memcached server; its connection is a state behind a circuit breaker
+//! │       ├── BatchCoalescer
+//! │       └── RemoteLink            restarts alone after every lost session or failed dial, without end or count
+//! └── agent                         one arbiter; rebuilt whole when a CacheWriter panics (sessions end, peers look again)
+//!     ├── AgentListener             restarts alone
+//!     ├── AgentSession ...          one per inbound link; just ends, the peer dials again
+//!     └── CacheWriter ...           one per memcached server; its connection is a state behind a circuit breaker
+//! ```
+
+pub mod region_supervisor;
+
+pub mod flow_supervisor;
+
+pub mod partition_consumer;
+
+pub mod cache_reader;
+
+pub mod batch_coalescer;
+
+pub mod remote_link;
+
+pub mod agent_listener;
+
+pub mod agent_session;
+
+pub mod cache_writer;

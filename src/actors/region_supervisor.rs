@@ -1,0 +1,273 @@
+//! RegionSupervisor: the root of the tree. One flow per peer that has an address, and one agent.
+//!
+//! It rebuilds a flow or the agent that went down, counts these restarts, and gives up when there are too many: the exit
+//! code is then 70 and the next process starts fresh. A failed dial, a lost connection or a memcached error never counts.
+//! On SIGTERM it drains: flows finish what is in flight and commit, sessions are told to go, and then the system stops.
+
+use std::net::TcpListener as StdListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+use actix::prelude::*;
+use actix_rt::Arbiter;
+use tokio::time::Instant;
+
+use crate::agent::AgentShared;
+use crate::handoff::Handoff;
+use crate::intensity::Intensity;
+
+use super::agent_listener::{AgentListener, AgentListenerParts};
+use super::cache_writer::CacheWriter;
+use super::flow_supervisor::{DrainFlow, FlowDrained, FlowFailed, FlowParts, FlowSupervisor};
+
+/// How often the children are counted.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// Everything is done, or was drained.
+pub const EXIT_DONE: i32 = 0;
+/// Gave up after too many restarts.
+pub const EXIT_GAVE_UP: i32 = 70;
+/// The grace period ran out, or a second signal came, with work left: it will be replayed.
+pub const EXIT_WORK_LEFT: i32 = 75;
+
+/// Drain and end; a second one ends at once.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct Terminate;
+
+/// One flow as the root sees it.
+struct Flow {
+    parts: FlowParts,
+    address: String,
+    running: Option<(Arbiter, Addr<FlowSupervisor>)>,
+    drained: Option<u64>,
+}
+
+struct Agent {
+    arbiter: Arbiter,
+    listener: Addr<AgentListener>,
+    writers: Vec<Addr<CacheWriter>>,
+}
+
+/// Makes the parts of a flow, given whom to tell.
+pub type FlowMaker = Box<dyn FnOnce(Recipient<FlowFailed>, Recipient<FlowDrained>) -> Vec<(FlowParts, String)>>;
+
+/// See the module.
+pub struct RegionSupervisor {
+    make_flows: Option<FlowMaker>,
+    flows: Vec<Flow>,
+    agent_shared: Arc<AgentShared>,
+    socket: StdListener,
+    agent: Option<Agent>,
+    intensity: Intensity,
+    exit: Arc<AtomicI32>,
+    deadline: Option<Instant>,
+}
+
+impl RegionSupervisor {
+    /// The root of a region. `exit` gets the exit code before the system stops.
+    pub fn new(
+        make_flows: FlowMaker,
+        agent_shared: Arc<AgentShared>,
+        socket: StdListener,
+        exit: Arc<AtomicI32>,
+    ) -> Self {
+        let supervision = &agent_shared.config.supervision;
+        RegionSupervisor {
+            make_flows: Some(make_flows),
+            flows: Vec::new(),
+            intensity: Intensity::new(supervision.max_restarts, supervision.within),
+            agent_shared,
+            socket,
+            agent: None,
+            exit,
+            deadline: None,
+        }
+    }
+
+    fn start_flow(flow: &mut Flow) {
+        let arbiter = Arbiter::new();
+        let (parts, address) = (flow.parts.clone(), flow.address.clone());
+        let supervisor = FlowSupervisor::start_in_arbiter(&arbiter.handle(), move |_| FlowSupervisor::new(parts, address));
+        flow.running = Some((arbiter, supervisor));
+    }
+
+    /// Builds the agent, downstream first, on an arbiter of its own.
+    fn start_agent(&mut self) -> std::io::Result<()> {
+        let socket = self.socket.try_clone()?;
+        let arbiter = Arbiter::new();
+        let handle = arbiter.handle();
+        // Ticks and stamps begin anew together: a look stamped by the old ones has no session left to come in.
+        let tick = Arc::new(AtomicU64::new(0));
+        let shared = &self.agent_shared;
+        let slots = shared.config.mailbox.cache_writer;
+        let mut writers = Vec::new();
+        let mut handoffs = Vec::new();
+        for server in 0..shared.servers.len() {
+            let (its_shared, its_tick) = (shared.clone(), tick.clone());
+            let writer =
+                CacheWriter::start_in_arbiter(&handle, move |_| CacheWriter::new(its_shared, its_tick, server));
+            handoffs.push(Handoff::new(writer.clone().recipient(), slots, shared.mailboxes.cache_writer.clone()));
+            writers.push(writer);
+        }
+        let parts = AgentListenerParts { shared: shared.clone(), tick, writers: handoffs };
+        let listener = Supervisor::start_in_arbiter(&handle, move |_| {
+            AgentListener::new(parts, socket)
+        });
+        self.agent = Some(Agent { arbiter, listener, writers });
+        Ok(())
+    }
+
+    fn watch(&mut self, ctx: &mut Context<Self>) {
+        if let Some(deadline) = self.deadline {
+            self.finish_drain(deadline, ctx);
+            return;
+        }
+        let gone = self.agent.as_ref().and_then(|agent| {
+            let writers = agent.writers.iter().all(|writer| writer.connected());
+            match (agent.listener.connected(), writers) {
+                (_, false) => Some("cache_writer"),
+                (false, _) => Some("agent_listener"),
+                _ => None,
+            }
+        });
+        if let Some(actor) = gone {
+            if let Some(agent) = self.agent.take() {
+                self.agent_shared.listening.store(false, Relaxed);
+                agent.arbiter.stop();
+            }
+            if !self.restart(actor, "agent", ctx) {
+                return;
+            }
+            if let Err(error) = self.start_agent() {
+                tracing::error!(%error, "agent could not be rebuilt");
+                self.stop(EXIT_GAVE_UP);
+            }
+        }
+        let dead: Vec<usize> = self
+            .flows
+            .iter()
+            .enumerate()
+            .filter(|(_, flow)| flow.running.as_ref().is_some_and(|(_, supervisor)| !supervisor.connected()))
+            .map(|(n, _)| n)
+            .collect();
+        for n in dead {
+            self.rebuild_flow(n, "flow_supervisor", ctx);
+        }
+    }
+
+    /// Counts a restart; false when it was one too many and the process ends.
+    fn restart(&mut self, actor: &'static str, what: &str, _: &mut Context<Self>) -> bool {
+        tracing::error!(actor, what, "actor is gone, rebuilding");
+        self.agent_shared.instruments.count_restart(actor);
+        if !self.intensity.exceeded(Instant::now()) {
+            return true;
+        }
+        let supervision = &self.agent_shared.config.supervision;
+        tracing::error!(
+            max_restarts = supervision.max_restarts, within = ?supervision.within,
+            "too many restarts, giving up: see the errors above for the cause"
+        );
+        self.stop(EXIT_GAVE_UP);
+        false
+    }
+
+    fn rebuild_flow(&mut self, n: usize, actor: &'static str, ctx: &mut Context<Self>) {
+        let Some((arbiter, _)) = self.flows[n].running.take() else { return };
+        let name = self.flows[n].parts.view.name.clone();
+        if !self.restart(actor, &name, ctx) {
+            return;
+        }
+        // Joined first: an old actor that still ran would report into the accounts of the new one.
+        arbiter.stop();
+        let join = tokio::task::spawn_blocking(move || arbiter.join());
+        ctx.spawn(async move { join.await }.into_actor(self).map(move |_, act, _| {
+            act.flows[n].parts.view.reset();
+            if act.deadline.is_none() {
+                Self::start_flow(&mut act.flows[n]);
+            }
+        }));
+    }
+
+    fn finish_drain(&mut self, deadline: Instant, _: &mut Context<Self>) {
+        let flows = self.flows.iter().all(|flow| flow.drained.is_some() || flow.running.is_none());
+        let sessions = self.agent_shared.session_views().is_empty();
+        if flows && (sessions || Instant::now() >= deadline) {
+            let left: u64 = self.flows.iter().filter_map(|flow| flow.drained).sum();
+            if left > 0 {
+                tracing::warn!(events = left, "grace period over with work left, it will be replayed");
+            } else {
+                tracing::info!("drained");
+            }
+            self.stop(if left > 0 { EXIT_WORK_LEFT } else { EXIT_DONE });
+        }
+    }
+
+    fn stop(&self, code: i32) {
+        self.exit.store(code, SeqCst);
+        System::current().stop();
+    }
+}
+
+impl Actor for RegionSupervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        if let Err(error) = self.start_agent() {
+            tracing::error!(%error, "agent could not be built");
+            self.stop(EXIT_GAVE_UP);
+            return;
+        }
+        if let Some(make) = self.make_flows.take() {
+            for (parts, address) in make(ctx.address().recipient(), ctx.address().recipient()) {
+                let mut flow = Flow { parts, address, running: None, drained: None };
+                Self::start_flow(&mut flow);
+                self.flows.push(flow);
+            }
+        }
+        ctx.run_interval(WATCH_EVERY, |act, ctx| act.watch(ctx));
+    }
+}
+
+impl Handler<FlowFailed> for RegionSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, FlowFailed { peer, actor }: FlowFailed, ctx: &mut Self::Context) {
+        if let Some(n) = self.flows.iter().position(|flow| flow.parts.view.peer == peer) {
+            self.rebuild_flow(n, actor, ctx);
+        }
+    }
+}
+
+impl Handler<FlowDrained> for RegionSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, FlowDrained { peer, released }: FlowDrained, _: &mut Self::Context) {
+        if let Some(flow) = self.flows.iter_mut().find(|flow| flow.parts.view.peer == peer) {
+            flow.drained = Some(released);
+        }
+    }
+}
+
+impl Handler<Terminate> for RegionSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Terminate, _: &mut Self::Context) {
+        if self.deadline.is_some() {
+            let left: u64 = self.flows.iter().map(|flow| flow.parts.view.accounts.total().0.in_flight_total()).sum();
+            tracing::warn!(events = left, "second signal, ending at once");
+            self.stop(if left > 0 { EXIT_WORK_LEFT } else { EXIT_DONE });
+            return;
+        }
+        let grace = self.agent_shared.config.drain.grace_period;
+        let deadline = Instant::now() + grace;
+        tracing::info!(?grace, "draining");
+        self.deadline = Some(deadline);
+        self.agent_shared.draining.store(true, SeqCst);
+        for flow in &self.flows {
+            if let Some((_, supervisor)) = &flow.running {
+                supervisor.do_send(DrainFlow { deadline });
+            }
+        }
+    }
+}

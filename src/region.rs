@@ -1,0 +1,177 @@
+//! A running region as status and metrics see it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::time::Instant;
+
+use crate::admin::{
+    AgentStatus, Check, FlowStatus, LinkStatus, MailboxStatus, Outcomes, Readiness, ServerStatus, SessionStatus, Status,
+    StatusSource, WaitingFor,
+};
+use crate::agent::{AgentShared, ServerState};
+use crate::config::Config;
+use crate::handoff::Mailboxes;
+use crate::outcome::Outcome;
+use crate::relay::{FlowView, Stage};
+use crate::telemetry::Instruments;
+
+/// What is read when somebody asks: nothing here is kept for the asking.
+pub struct Region {
+    /// The whole configuration.
+    pub config: Arc<Config>,
+    /// One per peer that events are sent to.
+    pub flows: Vec<Arc<FlowView>>,
+    /// The receiving half.
+    pub agent: Arc<AgentShared>,
+    /// Depths of the mailboxes, by kind of actor.
+    pub mailboxes: Arc<Mailboxes>,
+    /// Every instrument.
+    pub instruments: Arc<Instruments>,
+}
+
+impl Region {
+    fn flow(&self, view: &FlowView) -> FlowStatus {
+        // One snapshot: the identity of the accounts holds in every answer.
+        let (accounts, offset_lag, paused) = view.accounts.total();
+        let now = Instant::now();
+        let links = view.links();
+        let open = links.iter().flatten().filter(|link| link.state == "open").count();
+        let state = if view.draining.load(Relaxed) {
+            "draining"
+        } else if open == links.len() {
+            "running"
+        } else {
+            "waiting_for_peer"
+        };
+        let outcomes: [u64; Outcome::COUNT] = Outcome::ALL.map(|outcome| accounts.ended(outcome));
+        let lags = Stage::ALL.iter().filter_map(|stage| Some((stage.name().to_owned(), view.lag_seconds(*stage)?)));
+        let instruments = self.instruments.flow(&view.name);
+        FlowStatus {
+            peer: self.config.peers[view.peer].region.clone(),
+            state: state.to_owned(),
+            consumed: accounts.consumed,
+            in_flight: accounts.in_flight_total(),
+            waiting: accounts.waiting,
+            with_permit: accounts.in_flight,
+            dirty: accounts.dirty,
+            in_flight_bytes: view.in_flight_bytes.load(Relaxed),
+            outcomes: Outcomes::from(outcomes),
+            offset_lag: offset_lag.map(|lag| lag as u64),
+            lag_seconds: lags.collect(),
+            paused_partitions: paused as u64,
+            links: links
+                .into_iter()
+                .flatten()
+                .map(|link| LinkStatus {
+                    state: link.state.to_owned(),
+                    since_seconds: (now - link.since).as_secs_f64(),
+                    attempts: link.attempts,
+                    last_error: link.last_error,
+                    rtt_ms: link.rtt_us.map(|us| us as f64 / 1e3),
+                    clock_offset_ms: link.clock_offset_us.map(|us| us as f64 / 1e3),
+                })
+                .collect(),
+            reconnects: view.reconnects.load(Relaxed),
+            waiting_for: view
+                .waits()
+                .into_iter()
+                .map(|w| WaitingFor {
+                    server: w.server,
+                    keys: w.keys as u64,
+                    since_seconds: (now - w.since).as_secs_f64(),
+                })
+                .collect(),
+            looks_again: instruments.looks_again(),
+            ..FlowStatus::default()
+        }
+    }
+
+    fn agent(&self, now: Instant) -> AgentStatus {
+        let counts = &self.agent.counts;
+        let items = [
+            ("applied", &counts.applied),
+            ("look_again", &counts.look_again),
+            ("later", &counts.later),
+            ("expired", &counts.expired),
+            ("too_large", &counts.too_large),
+        ];
+        let sessions = self.agent.session_views().into_iter().map(|session| SessionStatus {
+            peer: session.peer,
+            remote: session.remote,
+            since_seconds: (now - session.since).as_secs_f64(),
+            window: session.window,
+        });
+        let servers = self.agent.servers.iter().map(|server| ServerStatus {
+            address: server.address.clone(),
+            state: match server.state() {
+                ServerState::Connecting => "connecting",
+                ServerState::Answers => "answers",
+                ServerState::Away => "away",
+            }
+            .to_owned(),
+        });
+        AgentStatus {
+            sessions: sessions.collect(),
+            applied: counts.applied.load(Relaxed),
+            items: items.into_iter().map(|(name, count)| (name.to_owned(), count.load(Relaxed))).collect(),
+            servers: servers.collect(),
+            listening: self.agent.listening.load(Relaxed),
+        }
+    }
+}
+
+impl StatusSource for Region {
+    fn status(&self) -> Status {
+        let mailboxes = self.mailboxes.all().into_iter().map(|(actor, gauge)| {
+            let status = MailboxStatus {
+                depth: gauge.depth() as u64,
+                high_water: gauge.high_water() as u64,
+                capacity: gauge.capacity() as u64,
+            };
+            (actor.to_owned(), status)
+        });
+        Status {
+            region: self.config.region.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            flows: self.flows.iter().map(|view| self.flow(view)).collect(),
+            agent: self.agent(Instant::now()),
+            late_outcomes: self.flows.iter().map(|view| view.accounts.late.load(Relaxed)).sum(),
+            restarts: self.instruments.restarts(),
+            mailboxes: mailboxes.collect(),
+        }
+    }
+
+    fn ready(&self) -> Readiness {
+        let mut checks = Vec::new();
+        let listening = self.agent.listening.load(Relaxed);
+        checks.push(check("agent", listening, true, format!("listening on {}", self.config.agent.listen)));
+        let answers = self.agent.servers.iter().filter(|s| s.state() == ServerState::Answers).count();
+        let servers = self.agent.servers.len();
+        checks.push(check("memcached", answers > 0, true, format!("{answers} of {servers} servers answer")));
+        checks.push(check("staying", !self.agent.draining.load(Relaxed), true, String::new()));
+        for server in &self.agent.servers {
+            let ok = server.state() == ServerState::Answers;
+            let detail = if ok { "answers" } else { "does not answer, retrying" };
+            checks.push(check(&format!("memcached {}", server.address), ok, false, detail.to_owned()));
+        }
+        for view in &self.flows {
+            let peer = &self.config.peers[view.peer].region;
+            for link in view.links().into_iter().flatten() {
+                let ok = link.state == "open";
+                let detail = link.last_error.unwrap_or_else(|| link.state.to_owned());
+                let detail = if ok { "session open".to_owned() } else { detail };
+                checks.push(check(&format!("peer {peer}"), ok, false, detail));
+            }
+            let kafka = view.kafka_trouble();
+            let ok = kafka.is_none();
+            let detail = kafka.unwrap_or_else(|| "answers".to_owned());
+            checks.push(check(&format!("kafka {}", view.name), ok, false, detail));
+        }
+        Readiness::of(checks)
+    }
+}
+
+fn check(name: &str, ok: bool, gates: bool, detail: String) -> Check {
+    Check { name: name.to_owned(), ok, gates, detail }
+}

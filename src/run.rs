@@ -1,0 +1,191 @@
+//! `evrepl run`: one region's relay and agent in one process, from configuration to exit code.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
+
+use actix::prelude::*;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::actors::flow_supervisor::FlowParts;
+use crate::actors::region_supervisor::{RegionSupervisor, Terminate};
+use crate::agent::AgentShared;
+use crate::config::Config;
+use crate::handoff::Mailboxes;
+use crate::hashing::{HashKind, Ring, RingServer};
+use crate::kafka::{KafkaError, Producer};
+use crate::region::Region;
+use crate::relay::FlowView;
+use crate::admin::AdminError;
+use crate::telemetry::{self, TelemetryError, TelemetryOptions};
+use crate::tls::{TlsError, TlsMaterial};
+use crate::topics;
+
+/// The configuration is right in itself but cannot be run here.
+pub const EXIT_CONFIG: i32 = 78;
+
+/// How long the last export may keep the process.
+const TELEMETRY_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Why a region could not start. None of it is retried: somebody has to change something.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A certificate or key is not usable.
+    #[error("[tls]: {0}")]
+    Tls(#[from] TlsError),
+    /// A listen address is taken or not ours.
+    #[error("{option} = \"{address}\": cannot listen: {source}")]
+    Listen {
+        /// Which option names it.
+        option: &'static str,
+        /// The address.
+        address: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// librdkafka refuses the settings.
+    #[error("[kafka]: {0}")]
+    Kafka(#[from] KafkaError),
+    /// The admin interface cannot listen.
+    #[error("[admin]: {0}")]
+    Admin(#[from] AdminError),
+    /// Logging or metrics could not start.
+    #[error("{0}")]
+    Telemetry(#[from] TelemetryError),
+}
+
+/// Runs until drained, given up or told to end; gives the exit code.
+pub fn run(config: Config) -> i32 {
+    match start(Arc::new(config)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("evrepl: {error}");
+            EXIT_CONFIG
+        }
+    }
+}
+
+/// The rings of every cache, by cache index.
+pub fn rings(config: &Config) -> Vec<Ring> {
+    config.caches.iter().map(ring).collect()
+}
+
+/// The ring of one cache.
+pub fn ring(cache: &crate::config::Cache) -> Ring {
+    let kind = match cache.hash {
+        crate::config::HashKind::Ketama => HashKind::Ketama,
+        crate::config::HashKind::Consistent => HashKind::Consistent,
+    };
+    let servers: Vec<RingServer> = cache
+        .servers
+        .iter()
+        .map(|server| RingServer {
+            address: server.address.clone(),
+            ring_name: server.ring_name.clone(),
+            weight: server.weight,
+        })
+        .collect();
+    Ring::new(kind, &servers)
+}
+
+fn start(config: Arc<Config>) -> Result<i32, StartError> {
+    let tls = Arc::new(TlsMaterial::load(&config.tls.certificate, &config.tls.private_key, &config.tls.ca)?);
+    let mailboxes = Arc::new(Mailboxes::default());
+    let socket = listen("agent.listen", &config.agent.listen)?;
+    telemetry::start_logging(config.telemetry.log_format)?;
+    let mut telemetry = telemetry::start(&TelemetryOptions {
+        region: config.region.clone(),
+        node: config.node.clone(),
+        otlp_endpoint: config.telemetry.otlp_endpoint.clone(),
+    })?;
+    let instruments = telemetry.instruments();
+    let rings = rings(&config);
+    let agent =
+        Arc::new(AgentShared::new(config.clone(), tls.clone(), rings.clone(), mailboxes.clone(), instruments.clone()));
+    let peers = || config.peers.iter().enumerate().filter_map(|(n, peer)| Some((n, peer.address.clone()?)));
+    let views: Vec<Arc<FlowView>> = peers().map(|(n, _)| Arc::new(FlowView::new(&config, n))).collect();
+    let region = Arc::new(Region {
+        config: config.clone(),
+        flows: views.clone(),
+        agent: agent.clone(),
+        mailboxes: mailboxes.clone(),
+        instruments: instruments.clone(),
+    });
+    telemetry.serve_admin(&config.admin.listen, region.clone())?;
+    instruments.register_source(region);
+    let producer = Producer::new(&config.kafka, &config.node)?;
+    let topics = topics::keep(config.clone());
+
+    let exit = Arc::new(AtomicI32::new(0));
+    let consumer_ids = Arc::new(AtomicU32::new(0));
+    let addresses: Vec<String> = peers().map(|(_, address)| address).collect();
+    let make_flows = {
+        let config = config.clone();
+        Box::new(move |failed: Recipient<_>, drained: Recipient<_>| {
+            let parts = views.into_iter().zip(addresses).map(|(view, address)| {
+                let parts = FlowParts {
+                    config: config.clone(),
+                    rings: rings.clone(),
+                    view,
+                    tls: tls.clone(),
+                    producer: producer.clone(),
+                    mailboxes: mailboxes.clone(),
+                    instruments: instruments.clone(),
+                    consumer_ids: consumer_ids.clone(),
+                    failed: failed.clone(),
+                    drained: drained.clone(),
+                };
+                (parts, address)
+            });
+            parts.collect()
+        })
+    };
+    tracing::info!(region = config.region, node = config.node, version = env!("CARGO_PKG_VERSION"), "starting");
+    let system = System::new();
+    let code = exit.clone();
+    system.block_on(async move {
+        let root = RegionSupervisor::new(make_flows, agent, socket, code).start();
+        for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+            // Fails only where the process may not handle signals at all; it then ends the hard way, which is safe.
+            let Ok(mut signals) = signal(kind) else { continue };
+            let root = root.clone();
+            actix_rt::spawn(async move {
+                while signals.recv().await.is_some() {
+                    root.do_send(Terminate);
+                }
+            });
+        }
+    });
+    if let Err(error) = system.run() {
+        tracing::error!(%error, "system ended with an error");
+    }
+    drop(topics);
+    if let Err(error) = telemetry.shutdown(TELEMETRY_LIMIT) {
+        tracing::warn!(%error, "telemetry");
+    }
+    Ok(exit.load(SeqCst))
+}
+
+/// A bound, non-blocking socket; an address that was in use a moment ago may be used again.
+fn listen(option: &'static str, address: &str) -> Result<TcpListener, StartError> {
+    let failed = |source| StartError::Listen { option, address: address.to_owned(), source };
+    let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+    for at in address.to_socket_addrs().map_err(failed)? {
+        match bind(at) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(failed(last))
+}
+
+fn bind(at: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&at.into())?;
+    // More than the greetings that run at once: callers wait here.
+    socket.listen(256)?;
+    Ok(socket.into())
+}
