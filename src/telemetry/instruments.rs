@@ -33,7 +33,6 @@ const NAMES: usize = 16;
 
 /// The process's instruments.
 pub struct Instruments {
-    /// Tells this one's snapshots from those of another one in the same thread.
     source: OnceLock<Arc<dyn StatusSource>>,
     stage_lag: Histogram<f64>,
     batches: Counter<u64>,

@@ -6,6 +6,7 @@
 mod instruments;
 
 use std::env;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::util::TryInitError;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::admin::{self, AdminError, StatusSource};
 use crate::config::LogFormat;
@@ -75,25 +76,24 @@ pub enum TelemetryError {
 ///
 /// [`TelemetryError::Filter`], or [`TelemetryError::Twice`]: there is one logger a process.
 pub fn start_logging(format: LogFormat) -> Result<(), TelemetryError> {
-    let filter = match env::var(LOG_VARIABLE) {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter)?,
-        Err(env::VarError::NotUnicode(_)) => return Err(TelemetryError::FilterNotUtf8),
-        _ => EnvFilter::new("info"),
-    };
+    let filter = log_filter(env::var_os(LOG_VARIABLE))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);
-    let started: Result<(), TryInitError> = match format {
-        LogFormat::Text => {
-            use tracing_subscriber::util::SubscriberInitExt;
-            subscriber.with_ansi(io::stderr().is_terminal()).finish().try_init()
-        }
-        LogFormat::Json => {
-            use tracing_subscriber::util::SubscriberInitExt;
-            subscriber.json().flatten_event(true).finish().try_init()
-        }
+    let started = match format {
+        LogFormat::Text => subscriber.with_ansi(io::stderr().is_terminal()).finish().try_init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).finish().try_init(),
     };
     started.map_err(TelemetryError::Twice)
+}
+
+fn log_filter(set: Option<OsString>) -> Result<EnvFilter, TelemetryError> {
+    let set = set.unwrap_or_default();
+    match set.to_str().map(str::trim) {
+        None => Err(TelemetryError::FilterNotUtf8),
+        Some("") => Ok(EnvFilter::new("info")),
+        Some(filter) => Ok(EnvFilter::try_new(filter)?),
+    }
 }
 
 /// Who the metrics are about, and where they go.
