@@ -54,7 +54,11 @@ impl Backoff {
     /// is not.
     pub fn clamped(initial: Duration, max: Duration) -> Self {
         let initial = initial.max(Duration::from_millis(1));
-        Self { initial, max: max.max(initial), attempts: 0 }
+        Self {
+            initial,
+            max: max.max(initial),
+            attempts: 0,
+        }
     }
 
     /// The next wait, and one attempt more. `random` is uniform over all of `u64`.

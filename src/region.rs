@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::time::Instant;
 
 use crate::admin::{
-    AgentStatus, Check, FlowStatus, LinkStatus, MailboxStatus, Outcomes, Readiness, ServerStatus, SessionStatus, Status,
-    StatusSource, WaitingFor,
+    AgentStatus, Check, FlowStatus, LinkStatus, MailboxStatus, Outcomes, Readiness, ServerStatus, SessionStatus,
+    Status, StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
 use crate::config::Config;
@@ -45,7 +45,9 @@ impl Region {
             "waiting_for_peer"
         };
         let outcomes: [u64; Outcome::COUNT] = Outcome::ALL.map(|outcome| accounts.ended(outcome));
-        let lags = Stage::ALL.iter().filter_map(|stage| Some((stage.name().to_owned(), view.lag_seconds(*stage)?)));
+        let lags = Stage::ALL
+            .iter()
+            .filter_map(|stage| Some((stage.name().to_owned(), view.lag_seconds(*stage)?)));
         let instruments = self.instruments.flow(&view.name);
         FlowStatus {
             peer: self.config.peers[view.peer].region.clone(),
@@ -114,7 +116,10 @@ impl Region {
         AgentStatus {
             sessions: sessions.collect(),
             applied: counts.applied.load(Relaxed),
-            items: items.into_iter().map(|(name, count)| (name.to_owned(), count.load(Relaxed))).collect(),
+            items: items
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count.load(Relaxed)))
+                .collect(),
             servers: servers.collect(),
             listening: self.agent.listening.load(Relaxed),
         }
@@ -145,15 +150,40 @@ impl StatusSource for Region {
     fn ready(&self) -> Readiness {
         let mut checks = Vec::new();
         let listening = self.agent.listening.load(Relaxed);
-        checks.push(check("agent", listening, true, format!("listening on {}", self.config.agent.listen)));
-        let answers = self.agent.servers.iter().filter(|s| s.state() == ServerState::Answers).count();
+        checks.push(check(
+            "agent",
+            listening,
+            true,
+            format!("listening on {}", self.config.agent.listen),
+        ));
+        let answers = self
+            .agent
+            .servers
+            .iter()
+            .filter(|s| s.state() == ServerState::Answers)
+            .count();
         let servers = self.agent.servers.len();
-        checks.push(check("memcached", answers > 0, true, format!("{answers} of {servers} servers answer")));
-        checks.push(check("staying", !self.agent.draining.load(Relaxed), true, String::new()));
+        checks.push(check(
+            "memcached",
+            answers > 0,
+            true,
+            format!("{answers} of {servers} servers answer"),
+        ));
+        checks.push(check(
+            "staying",
+            !self.agent.draining.load(Relaxed),
+            true,
+            String::new(),
+        ));
         for server in &self.agent.servers {
             let ok = server.state() == ServerState::Answers;
             let detail = if ok { "answers" } else { "does not answer, retrying" };
-            checks.push(check(&format!("memcached {}", server.address), ok, false, detail.to_owned()));
+            checks.push(check(
+                &format!("memcached {}", server.address),
+                ok,
+                false,
+                detail.to_owned(),
+            ));
         }
         for view in &self.flows {
             let peer = &self.config.peers[view.peer].region;
@@ -173,5 +203,10 @@ impl StatusSource for Region {
 }
 
 fn check(name: &str, ok: bool, gates: bool, detail: String) -> Check {
-    Check { name: name.to_owned(), ok, gates, detail }
+    Check {
+        name: name.to_owned(),
+        ok,
+        gates,
+        detail,
+    }
 }

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::actors::flow_supervisor::FlowParts;
 use crate::actors::region_supervisor::{RegionSupervisor, Terminate};
+use crate::admin::AdminError;
 use crate::agent::AgentShared;
 use crate::config::Config;
 use crate::handoff::Mailboxes;
@@ -17,7 +18,6 @@ use crate::hashing::{HashKind, Ring, RingServer};
 use crate::kafka::{KafkaError, Producer};
 use crate::region::Region;
 use crate::relay::FlowView;
-use crate::admin::AdminError;
 use crate::telemetry::{self, TelemetryError, TelemetryOptions};
 use crate::tls::{TlsError, TlsMaterial};
 use crate::topics;
@@ -57,6 +57,9 @@ pub enum StartError {
 
 /// Runs until drained, given up or told to end; gives the exit code.
 pub fn run(config: Config) -> i32 {
+    // `FAILPOINTS` in the environment; without the feature there are no failpoints to set.
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     match start(Arc::new(config)) {
         Ok(code) => code,
         Err(error) => {
@@ -90,7 +93,11 @@ pub fn ring(cache: &crate::config::Cache) -> Ring {
 }
 
 fn start(config: Arc<Config>) -> Result<i32, StartError> {
-    let tls = Arc::new(TlsMaterial::load(&config.tls.certificate, &config.tls.private_key, &config.tls.ca)?);
+    let tls = Arc::new(TlsMaterial::load(
+        &config.tls.certificate,
+        &config.tls.private_key,
+        &config.tls.ca,
+    )?);
     let mailboxes = Arc::new(Mailboxes::default());
     let socket = listen("agent.listen", &config.agent.listen)?;
     telemetry::start_logging(config.telemetry.log_format)?;
@@ -101,9 +108,20 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     })?;
     let instruments = telemetry.instruments();
     let rings = rings(&config);
-    let agent =
-        Arc::new(AgentShared::new(config.clone(), tls.clone(), rings.clone(), mailboxes.clone(), instruments.clone()));
-    let peers = || config.peers.iter().enumerate().filter_map(|(n, peer)| Some((n, peer.address.clone()?)));
+    let agent = Arc::new(AgentShared::new(
+        config.clone(),
+        tls.clone(),
+        rings.clone(),
+        mailboxes.clone(),
+        instruments.clone(),
+    ));
+    let peers = || {
+        config
+            .peers
+            .iter()
+            .enumerate()
+            .filter_map(|(n, peer)| Some((n, peer.address.clone()?)))
+    };
     let views: Vec<Arc<FlowView>> = peers().map(|(n, _)| Arc::new(FlowView::new(&config, n))).collect();
     let region = Arc::new(Region {
         config: config.clone(),
@@ -141,7 +159,12 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
             parts.collect()
         })
     };
-    tracing::info!(region = config.region, node = config.node, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(
+        region = config.region,
+        node = config.node,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
     let system = System::new();
     let code = exit.clone();
     system.block_on(async move {
@@ -169,7 +192,11 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
 
 /// A bound, non-blocking socket; an address that was in use a moment ago may be used again.
 fn listen(option: &'static str, address: &str) -> Result<TcpListener, StartError> {
-    let failed = |source| StartError::Listen { option, address: address.to_owned(), source };
+    let failed = |source| StartError::Listen {
+        option,
+        address: address.to_owned(),
+        source,
+    };
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
     for at in address.to_socket_addrs().map_err(failed)? {
         match bind(at) {

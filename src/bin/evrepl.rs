@@ -5,7 +5,10 @@ fn main() {
             let path = args.nth(1).unwrap();
             match evrepl::config::load(std::path::Path::new(&path), evrepl::config::environment()) {
                 Ok(config) => std::process::exit(evrepl::run::run(config)),
-                Err(e) => { eprintln!("{e}"); std::process::exit(78) }
+                Err(e) => {
+                    eprintln!("{e}");
+                    std::process::exit(78)
+                }
             }
         }
         Some("certs") => {
