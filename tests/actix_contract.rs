@@ -1,6 +1,8 @@
 //! What evrepl relies on in actix 0.13, one fact a test (DESIGN section 8). When an upgrade turns one of these red, the
 //! code that leans on the fact, the hand-off and the supervisors above all, has to be thought over before the test is.
 
+#![allow(clippy::disallowed_methods, reason = "pins the behaviour that makes them disallowed")]
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};

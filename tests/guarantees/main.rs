@@ -1,0 +1,16 @@
+//! What evrepl promises, each file a guarantee, against real Kafka, TLS, memcached and `evrepl run` processes.
+//!
+//! One binary, so that all of them share one broker; tests that need the machine to themselves say so with
+//! `evrepl_lab::exclusive()`, all others take `evrepl_lab::shared()`.
+
+mod accounts_balance;
+mod arrives_as_it_left;
+mod keys_are_found_by_other_clients;
+mod nothing_is_lost;
+mod one_dead_peer_slows_no_other;
+mod order_per_key;
+mod other_programs_write_events;
+mod poison_harms_nothing_else;
+mod strangers_are_refused;
+mod supervision;
+mod survives_a_dead_peer;
