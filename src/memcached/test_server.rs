@@ -1,7 +1,9 @@
 //! A real memcached per test, gone when the test ends.
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::Connection;
 
@@ -47,6 +49,7 @@ impl TestServer {
             }
             assert_eq!(process.try_wait().unwrap(), None, "memcached ended at once");
             assert!(Instant::now() < limit, "memcached did not begin to listen");
+            #[expect(clippy::disallowed_methods, reason = "polls a process that has just been started")]
             std::thread::sleep(Duration::from_millis(5));
         };
         TestServer {
