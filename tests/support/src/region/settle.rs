@@ -39,7 +39,8 @@ impl Group<'_> {
 
     /// Consumed, without what was given back and is consumed again.
     fn consumed(&self) -> u64 {
-        self.sum(|flow| flow.consumed) - self.sum(|flow| flow.outcome(Outcome::Released))
+        self.sum(|flow| flow.consumed)
+            .saturating_sub(self.sum(|flow| flow.outcome(Outcome::Released)))
     }
 
     fn committed_to_the_end(&self) -> bool {
