@@ -1,4 +1,20 @@
-//! evrepl replicates memcached writes between regions through Kafka.
+//! evrepl replicates memcached writes between regions through Kafka. The life of one write:
+//!
+//! 1. The application sets its memcached and produces an [`event`]: *this key changed*. [`writer`] does both.
+//! 2. The [`poll_thread`] of the flow to a peer takes records from [`kafka`] and puts chunks into the partition's queue.
+//! 3. [`actors::partition_consumer`] decodes them, keeps the newest event per key, gives each an account in its tracker
+//!    ([`offsets`]), takes [`permits`], and splits them by lane and server ([`hashing`]).
+//! 4. [`actors::cache_reader`] looks at the keys in [`memcached`] and stamps each look with the last tick heard. What could
+//!    not be looked at or was not acked waits there as a dirty key ([`dirty`], [`breaker`], [`backoff`]).
+//! 5. [`actors::batch_coalescer`] keeps the newest item per key ([`coalesce`]) and encodes a batch ([`wire`]).
+//! 6. [`actors::remote_link`] sends it over mutual TLS ([`tls`]) within the peer's window; when the session ends, all it had
+//!    becomes dirty keys.
+//! 7. [`actors::agent_session`] of the peer, started by [`actors::agent_listener`], checks, decodes and splits it.
+//! 8. [`actors::cache_writer`] checks the [`stamps`], writes memcached, raises the tick and answers; the ack travels back,
+//!    each event gets its [`outcome`], and the watermark is committed.
+//!
+//! Bounded mailboxes are in [`handoff`], what the actors of a flow share in [`relay`], of the agent in [`agent`];
+//! [`actors::region_supervisor`] is the root of the tree and [`run`] starts it.
 
 pub mod actors;
 pub mod admin;

@@ -32,8 +32,8 @@ use super::remote_link::{MeetReaders, RemoteLink, RemoteLinkParts};
 /// How often the children are counted.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 /// Work but no outcome for this long, with a session open and nobody known to be waited for, is a stage that hangs: every
-/// wait on the path ends or is named within a few seconds.
-const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// wait on the path ends or is named within 30 s, the longest a frozen memcached keeps a write.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// The flow went down by itself and wants to be built anew. A fact, to the region's supervisor.
 #[derive(Message, Debug)]
