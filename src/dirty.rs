@@ -230,6 +230,12 @@ impl<E: DirtyEvent> DirtySet<E> {
             .min()
     }
 
+    /// Takes one key that waits for the source server, to ask whether it is back; the others wait on.
+    pub fn take_source_probe(&mut self) -> Option<E> {
+        let id = self.source.front()?;
+        Some(self.remove(id))
+    }
+
     /// The source server answers again: its keys are ready. Returns how many.
     pub fn source_back(&mut self) -> usize {
         let mut line = std::mem::take(&mut self.source);

@@ -214,21 +214,19 @@ impl CacheReader {
 
     /// While the server does not answer: one key goes as a probe when it is time, everything else waits as dirty.
     fn set_aside(&mut self, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
-        if self.breaker.allows(now) == Allows::Probe {
-            // A probe must look: it takes a waiting key, whatever it waits for.
-            if self.ready.is_empty() && self.inbox.is_empty() && self.missed.is_empty() {
-                self.dirty.source_back();
-                self.acquire(now, ctx);
-                if !self.acquiring {
-                    // Nothing waits for this server, so nothing asks whether it is back until something does.
-                    self.breaker.record_abandoned();
-                    return;
-                }
+        let empty = self.ready.is_empty() && self.inbox.is_empty() && self.missed.is_empty();
+        if empty && !self.acquiring && self.breaker.probe_at().is_some_and(|at| at <= now) {
+            // One of the waiting keys asks whether the server is back; the others wait on.
+            if let Some(event) = self.dirty.take_source_probe() {
+                self.take_permits(vec![event], ctx);
             }
+        } else if !empty && self.breaker.allows(now) == Allows::Probe {
             self.read(session, tick, now, 1, ctx);
-            if !self.reading {
-                self.breaker.record_abandoned();
+            if self.reading {
+                return;
             }
+            // Nothing that must be looked at, so nothing asked.
+            self.breaker.record_abandoned();
         }
         let mut reports = Reports::default();
         while self.dirty.len() < self.parts.shared.config.flow.max_dirty_keys {
@@ -266,6 +264,10 @@ impl CacheReader {
         if self.dirty.waiting_for().next().is_some() {
             due.iter_mut().for_each(|event| event.probe = true);
         }
+        self.take_permits(due, ctx);
+    }
+
+    fn take_permits(&mut self, due: Vec<HeldEvent>, ctx: &mut Context<Self>) {
         self.acquiring = true;
         let shared = self.parts.shared.clone();
         let take = async move {

@@ -144,6 +144,9 @@ impl Actor for CacheWriter {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.connect(ctx);
+        // One timer for all calls: one each would leave thousands behind, polled at every turn.
+        let often = (self.shared.config.memcached.timeout / 4).max(Duration::from_millis(1));
+        ctx.run_interval(often, |act, ctx| act.check_call(ctx));
     }
 }
 
@@ -194,27 +197,32 @@ impl CacheWriter {
         let Link::Ready(connection) = std::mem::replace(&mut self.link, Link::Calling) else {
             return;
         };
-        let started = call.started;
         self.call = Some(call);
         ctx.spawn(
             write(connection, writes)
                 .into_actor(self)
                 .map(|done, act, ctx| act.written(done, ctx)),
         );
+    }
+
+    /// A call that takes too long opens the breaker, so that nobody waits behind it; the call itself is kept.
+    fn check_call(&mut self, ctx: &mut Context<Self>) {
         let limit = self.shared.config.memcached.timeout;
-        ctx.run_later(limit, move |act, ctx| {
-            let Some(call) = act.call.as_mut().filter(|call| call.started == started) else {
-                return;
-            };
-            call.slow = true;
-            tracing::warn!(
-                server = act.address(),
-                ?limit,
-                "memcached does not answer a write, the call is kept"
-            );
-            act.show();
-            act.advance(ctx);
-        });
+        let Some(call) = self
+            .call
+            .as_mut()
+            .filter(|call| !call.slow && call.started.elapsed() >= limit)
+        else {
+            return;
+        };
+        call.slow = true;
+        tracing::warn!(
+            server = self.address(),
+            ?limit,
+            "memcached does not answer a write, the call is kept"
+        );
+        self.show();
+        self.advance(ctx);
     }
 
     /// Takes parts off the queue, oldest first, and lets each item pass the stamps.

@@ -23,6 +23,8 @@ use super::flow_supervisor::{DrainFlow, FlowDrained, FlowFailed, FlowParts, Flow
 
 /// How often the children are counted.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// How long after the deadline a flow may take to commit and end.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// Everything is done, or was drained.
 pub const EXIT_DONE: i32 = 0;
 /// Gave up after too many restarts.
@@ -212,14 +214,26 @@ impl RegionSupervisor {
             .iter()
             .all(|flow| flow.drained.is_some() || flow.running.is_none());
         let sessions = self.agent_shared.session_views().is_empty();
-        if flows && (sessions || Instant::now() >= deadline) {
-            let left: u64 = self.flows.iter().filter_map(|flow| flow.drained).sum();
-            if left > 0 {
-                tracing::warn!(events = left, "grace period over with work left, it will be replayed");
-            } else {
-                tracing::info!("drained");
-            }
-            self.stop(if left > 0 { EXIT_WORK_LEFT } else { EXIT_DONE });
+        let now = Instant::now();
+        // A flow that has not said so a while after the deadline hangs in Kafka's client: what it held will be replayed.
+        let overdue = now >= deadline + DRAIN_PATIENCE;
+        if !overdue && !(flows && (sessions || now >= deadline)) {
+            return;
+        }
+        let left: u64 = self
+            .flows
+            .iter()
+            .map(|flow| {
+                flow.drained
+                    .unwrap_or_else(|| flow.parts.view.accounts.total().0.in_flight_total())
+            })
+            .sum();
+        if left > 0 || !flows {
+            tracing::warn!(events = left, "grace period over with work left, it will be replayed");
+            self.stop(EXIT_WORK_LEFT);
+        } else {
+            tracing::info!("drained");
+            self.stop(EXIT_DONE);
         }
     }
 

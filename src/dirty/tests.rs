@@ -494,3 +494,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn one_key_asks_whether_the_source_is_back_while_the_others_wait_on() {
+    let (mut set, now) = set_of([
+        (event("a", 1), Dirtied::SourceAway),
+        (event("b", 2), Dirtied::SourceAway),
+    ]);
+    assert_eq!(set.take_source_probe().unwrap().offset, 1);
+    assert!(take(&mut set, now, 9).is_empty());
+    assert_eq!((set.waiting_for_source(), set.len()), (1, 1));
+    assert_eq!(set.take_source_probe().unwrap().offset, 2);
+    assert!(set.take_source_probe().is_none());
+}
