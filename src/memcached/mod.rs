@@ -1,0 +1,195 @@
+//! memcached as evrepl needs it: the only place that knows its protocol, and the only one that names `memcache`.
+//!
+//! - [`Connection`]: the data path. One TCP connection, one pipelined batch of meta commands at a time, one result per
+//!   key. It is our own because a batch must survive an error line for one key, must read while it writes, and must
+//!   not allocate per key; `memcache::exp` does none of these.
+//! - [`SimpleClient`]: `memcache::exp` with our ring, one key per call, for the Writer and the command line.
+//!
+//! The pure codec is in `codec`, the socket in `connection`. Facts named *measured* come from memcached 1.6.18.
+
+mod codec;
+mod connection;
+mod outbox;
+mod simple;
+#[cfg(test)]
+mod test_server;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use codec::{MAX_BINARY_KEY_BYTES, MAX_KEY_BYTES, key_problem};
+pub use connection::Connection;
+pub use simple::SimpleClient;
+
+/// One key to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookRequest {
+    /// The key's raw bytes; see [`key_problem`] for what memcached takes.
+    pub key: Bytes,
+    /// `false` asks for the remaining TTL only, for touches.
+    pub value: bool,
+}
+
+/// What a look found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// The item is there. Without a value asked for, `value` is empty and `flags` are 0.
+    Hit {
+        /// A slice of the read buffer (about 64 KiB, shared with its neighbours): to keep one small value for long,
+        /// copy it.
+        value: Bytes,
+        /// The client's 32 flag bits, unchanged.
+        flags: u32,
+        /// What is left of its life, rounded down to seconds by memcached.
+        ttl: RemainingTtl,
+    },
+    /// There is no such item.
+    Miss,
+    /// There is an item, but its value is not to be trusted: marked stale, or a placeholder whose value somebody is
+    /// computing. Treat it as missing.
+    Stale {
+        /// The CAS of the item as seen.
+        cas: u64,
+        /// memcached had handed the right to refresh the item to this look; it has been given back.
+        won: bool,
+    },
+    /// This key was refused, by memcached (its words) or because it is no key; the other keys are not affected.
+    Refused(String),
+}
+
+/// What is left of an item's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemainingTtl {
+    /// It does not expire.
+    Never,
+    /// It expires in this many seconds; 0 means within the second.
+    Seconds(u32),
+}
+
+/// What to do to a key. `expiry` is memcached's exptime: 0 never, up to 2 592 000 (30 days) relative seconds, above that
+/// Unix time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteOp {
+    /// Store the value.
+    Set {
+        /// The value, any bytes; up to the server's item size limit (1 MiB with its overhead by default).
+        value: Bytes,
+        /// The client's 32 flag bits.
+        flags: u32,
+        /// When it expires.
+        expiry: u32,
+    },
+    /// Give an item that exists a new expiry.
+    Touch {
+        /// When it expires.
+        expiry: u32,
+    },
+    /// Remove the item.
+    Delete,
+}
+
+/// One write to one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The key's raw bytes.
+    pub key: Bytes,
+    /// What to do to it.
+    pub op: WriteOp,
+}
+
+/// How a write ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Stored, touched or removed.
+    Done,
+    /// Nothing to touch or remove. A touch of an item that is stale, or a placeholder, ends like this too: it has
+    /// no value that a new expiry could keep alive.
+    NotFound,
+    /// The server takes no item of this size. The key's old item is gone (measured).
+    TooLarge,
+    /// This write was refused: memcached's words, or why the key is no key. After `out of memory` the key's old item is
+    /// gone too, in other cases it may still be there.
+    Refused(String),
+}
+
+/// Why memcached could not be reached, or what it said to a whole call.
+#[derive(Debug, thiserror::Error)]
+pub enum MemcachedError {
+    /// No connection came about.
+    #[error("cannot connect to memcached at {address}: {source}")]
+    Connect {
+        /// The server's address as configured.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No connection came about in time.
+    #[error("no connection to memcached at {address} within {timeout:?}")]
+    ConnectTimeout {
+        /// The server's address as configured.
+        address: String,
+        /// The limit that was given.
+        timeout: Duration,
+    },
+    /// The connection broke. What was sent may or may not have run.
+    #[error("connection to memcached at {address} broke: {source}")]
+    Io {
+        /// The server's address as configured.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The server closed the connection. What was sent may or may not have run.
+    #[error("memcached at {address} closed the connection")]
+    Closed {
+        /// The server's address as configured.
+        address: String,
+    },
+    /// A reply that is malformed or out of step with the requests.
+    #[error("memcached at {address} replied out of protocol: {detail}")]
+    Protocol {
+        /// The server's address as configured.
+        address: String,
+        /// What was wrong.
+        detail: String,
+    },
+    /// A call before this one failed or was dropped half way: nobody knows which reply belongs to whom.
+    #[error("connection to memcached at {address} was left in the middle of a batch")]
+    Unusable {
+        /// The server's address as configured.
+        address: String,
+    },
+    /// Only [`SimpleClient`]: the answer did not come in time, and the write may have run or may yet run.
+    #[error("outcome of a write to memcached is unknown: {detail}")]
+    OutcomeUnknown {
+        /// What happened instead of the answer.
+        detail: String,
+    },
+    /// Only [`SimpleClient`]: not done, the server could not be asked.
+    #[error("memcached could not be asked: {detail}")]
+    Unavailable {
+        /// What stood in the way.
+        detail: String,
+    },
+    /// Only [`SimpleClient`]: the server takes no item of this size; the key's old item is gone.
+    #[error("value is too large for memcached")]
+    TooLarge,
+    /// Only [`SimpleClient`]: memcached's words, or why the key is no key.
+    #[error("memcached refused: {reason}")]
+    Refused {
+        /// The reason.
+        reason: String,
+    },
+}
+
+impl MemcachedError {
+    /// Whether the same call may succeed later, on a new connection. A write may then have run twice: look again, don't
+    /// resend.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, MemcachedError::TooLarge | MemcachedError::Refused { .. })
+    }
+}
