@@ -36,7 +36,10 @@ pub struct ServerView {
 impl ServerView {
     /// A server that is not connected yet.
     pub fn new(address: String) -> Self {
-        ServerView { address, state: AtomicU8::new(ServerState::Connecting as u8) }
+        ServerView {
+            address,
+            state: AtomicU8::new(ServerState::Connecting as u8),
+        }
     }
 
     /// The state as its writer last set it.
@@ -133,8 +136,16 @@ impl AgentShared {
         let mut servers = Vec::new();
         let mut caches = Vec::new();
         for (cache, ring) in config.caches.iter().zip(rings) {
-            caches.push(AgentCache { ring, first_server: servers.len() });
-            servers.extend(cache.servers.iter().map(|server| ServerView::new(server.address.clone())));
+            caches.push(AgentCache {
+                ring,
+                first_server: servers.len(),
+            });
+            servers.extend(
+                cache
+                    .servers
+                    .iter()
+                    .map(|server| ServerView::new(server.address.clone())),
+            );
         }
         AgentShared {
             config,
@@ -174,9 +185,19 @@ impl AgentShared {
         }
         sessions.last = id;
         sessions.granted += window;
-        let view = SessionView { peer: peer.to_owned(), remote: remote.to_owned(), since: Instant::now(), window };
+        let view = SessionView {
+            peer: peer.to_owned(),
+            remote: remote.to_owned(),
+            since: Instant::now(),
+            window,
+        };
         sessions.live.insert(id, view);
-        Some(SessionGuard { shared: self.clone(), id, window, live: Arc::new(AtomicBool::new(true)) })
+        Some(SessionGuard {
+            shared: self.clone(),
+            id,
+            window,
+            live: Arc::new(AtomicBool::new(true)),
+        })
     }
 
     /// The sessions that are open.

@@ -50,6 +50,17 @@ impl Backoff {
         })
     }
 
+    /// The same for bounds that come from a checked configuration: what would be refused is brought to the nearest that
+    /// is not.
+    pub fn clamped(initial: Duration, max: Duration) -> Self {
+        let initial = initial.max(Duration::from_millis(1));
+        Self {
+            initial,
+            max: max.max(initial),
+            attempts: 0,
+        }
+    }
+
     /// The next wait, and one attempt more. `random` is uniform over all of `u64`.
     ///
     /// The result is between half and all of `min(initial * 2^attempts, max)`.

@@ -103,7 +103,10 @@ impl OpenBatch {
         };
         let older = &mut self.items[at];
         if let (Seen::Touch(_), Seen::Nothing(_)) = (&item.seen, &older.seen) {
-            return Some(Replaced { bytes: item.bytes(), event: item.event });
+            return Some(Replaced {
+                bytes: item.bytes(),
+                event: item.event,
+            });
         }
         // Whoever waits for the probe's answer gets it from the item that is sent in its stead.
         item.event.probe |= older.event.probe;
@@ -127,7 +130,10 @@ impl OpenBatch {
         };
         let after = older.bytes();
         self.bytes = self.bytes + after - before;
-        Some(Replaced { event, bytes: held - after })
+        Some(Replaced {
+            event,
+            bytes: held - after,
+        })
     }
 
     /// Empties the batch: its items in the order in which their keys first came.
@@ -174,7 +180,11 @@ mod tests {
     }
 
     fn value(bytes: &'static [u8]) -> Seen {
-        Seen::Value { value: Bytes::from_static(bytes), flags: 7, expiry: Expiry::Never }
+        Seen::Value {
+            value: Bytes::from_static(bytes),
+            flags: 7,
+            expiry: Expiry::Never,
+        }
     }
 
     #[test]
@@ -197,12 +207,18 @@ mod tests {
         let now = Instant::now();
         let mut batch = OpenBatch::new(10, 1 << 20);
         batch.push(item(1, 0, value(b"v"), 5), now);
-        let replaced = batch.push(item(1, 1, Seen::Touch(Expiry::Seconds(60)), 9), now).unwrap();
+        let replaced = batch
+            .push(item(1, 1, Seen::Touch(Expiry::Seconds(60)), 9), now)
+            .unwrap();
         assert_eq!(replaced.event.ticket.seq, 0, "the older event is the superseded one");
         let items = batch.take();
         assert_eq!((items[0].event.ticket.seq, items[0].looked_at), (1, 5));
         match &items[0].seen {
-            Seen::Value { value, flags: 7, expiry: Expiry::Seconds(60) } => assert_eq!(value, "v"),
+            Seen::Value {
+                value,
+                flags: 7,
+                expiry: Expiry::Seconds(60),
+            } => assert_eq!(value, "v"),
             other => panic!("{other:?}"),
         }
     }
@@ -226,7 +242,19 @@ mod tests {
         batch.push(item(2, 1, value(b"v"), 1), now);
         assert_eq!(batch.full(), Some(Trigger::Items));
         batch.take();
-        batch.push(item(1, 2, Seen::Value { value: vec![0; 10_000].into(), flags: 0, expiry: Expiry::Never }, 1), now);
+        batch.push(
+            item(
+                1,
+                2,
+                Seen::Value {
+                    value: vec![0; 10_000].into(),
+                    flags: 0,
+                    expiry: Expiry::Never,
+                },
+                1,
+            ),
+            now,
+        );
         assert_eq!(batch.full(), Some(Trigger::Bytes));
     }
 

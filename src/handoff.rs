@@ -134,7 +134,11 @@ pub struct Handoff<M: Send + 'static> {
 
 impl<M: Send + 'static> Clone for Handoff<M> {
     fn clone(&self) -> Self {
-        Handoff { recipient: self.recipient.clone(), slots: self.slots.clone(), gauge: self.gauge.clone() }
+        Handoff {
+            recipient: self.recipient.clone(),
+            slots: self.slots.clone(),
+            gauge: self.gauge.clone(),
+        }
     }
 }
 
@@ -142,7 +146,11 @@ impl<M: Send + 'static> Handoff<M> {
     /// A mailbox of `slots` messages in front of `recipient`, counted in `gauge`.
     pub fn new(recipient: Recipient<Carried<M>>, slots: usize, gauge: Arc<MailboxGauge>) -> Self {
         gauge.set_capacity(slots);
-        Handoff { recipient, slots: Arc::new(Semaphore::new(slots)), gauge }
+        Handoff {
+            recipient,
+            slots: Arc::new(Semaphore::new(slots)),
+            gauge,
+        }
     }
 
     /// Whether the receiving actor still runs.
@@ -172,7 +180,10 @@ impl<M: Send + 'static> Handoff<M> {
             return Err(HandoffClosed(message));
         }
         self.gauge.entered();
-        let slot = Slot { _permit: permit, gauge: self.gauge.clone() };
+        let slot = Slot {
+            _permit: permit,
+            gauge: self.gauge.clone(),
+        };
         // Ignores actix's own capacity on purpose: the slot is the bound.
         self.recipient.do_send(Carried { message, slot });
         Ok(())
@@ -216,7 +227,11 @@ mod tests {
             }
         });
         settle().await;
-        assert_eq!(held.borrow().len(), 2, "the mailbox holds what it is configured for, although actix would take more");
+        assert_eq!(
+            held.borrow().len(),
+            2,
+            "the mailbox holds what it is configured for, although actix would take more"
+        );
         assert_eq!((gauge.depth(), gauge.capacity()), (2, 2));
         let mut seen = Vec::new();
         while seen.len() < 5 {

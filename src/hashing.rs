@@ -243,6 +243,15 @@ mod tests {
     }
 
     #[test]
+    fn a_hash_that_is_a_point_belongs_to_that_point() {
+        // Hashed as keys, the names of the points are the points.
+        let ring = Ring::new(HashKind::Consistent, &servers(&["a:1", "b:1", "c:1"]));
+        for (index, name) in ["a:1", "b:1", "c:1"].iter().enumerate() {
+            assert!((0..CONSISTENT_POINTS).all(|n| ring.server_of(format!("{name}-{n}").as_bytes()) == index));
+        }
+    }
+
+    #[test]
     fn a_ring_without_servers_or_weights_answers_instead_of_panicking() {
         assert_eq!(Ring::new(HashKind::Ketama, &[]).server_of(b"k"), 0);
         assert_eq!(

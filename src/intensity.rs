@@ -16,7 +16,11 @@ pub struct Intensity {
 impl Intensity {
     /// More than `max` restarts in any `within` are too many.
     pub fn new(max: u32, within: Duration) -> Self {
-        Intensity { max: max as usize, within, times: VecDeque::new() }
+        Intensity {
+            max: max as usize,
+            within,
+            times: VecDeque::new(),
+        }
     }
 
     /// A restart at `now`; true when it is one too many.

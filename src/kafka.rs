@@ -180,7 +180,10 @@ impl ConsumerContext for FlowContext {
         let partitions: Vec<TopicPartition> = list
             .elements()
             .iter()
-            .map(|e| TopicPartition { topic: e.topic().to_owned(), partition: e.partition() })
+            .map(|e| TopicPartition {
+                topic: e.topic().to_owned(),
+                partition: e.partition(),
+            })
             .collect();
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         match err {
@@ -190,7 +193,11 @@ impl ConsumerContext for FlowContext {
                     tracing::warn!(%error, "start positions could not be read, using what is committed");
                 }
                 self.listener.assigned(&partitions);
-                let done = if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
+                let done = if cooperative {
+                    consumer.incremental_assign(list)
+                } else {
+                    consumer.assign(list)
+                };
                 if let Err(error) = done {
                     tracing::error!(%error, "partitions could not be taken");
                 }
@@ -201,7 +208,11 @@ impl ConsumerContext for FlowContext {
                     // Whoever reads next consumes again: harmless, but worth knowing.
                     tracing::warn!(%error, "offsets of revoked partitions were not committed");
                 }
-                let done = if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
+                let done = if cooperative {
+                    consumer.incremental_unassign(list)
+                } else {
+                    consumer.unassign()
+                };
                 if let Err(error) = done {
                     tracing::error!(%error, "partitions could not be given back");
                 }
@@ -222,7 +233,10 @@ impl FlowContext {
     fn place(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> KafkaResult<()> {
         let mut topics: BTreeMap<String, Vec<i32>> = BTreeMap::new();
         for element in list.elements() {
-            topics.entry(element.topic().to_owned()).or_default().push(element.partition());
+            topics
+                .entry(element.topic().to_owned())
+                .or_default()
+                .push(element.partition());
         }
         let mut first = Vec::new();
         for (topic, mine) in topics {
@@ -239,7 +253,12 @@ impl FlowContext {
                 .filter(|e| matches!(e.offset(), Offset::Offset(_)))
                 .find_map(|e| e.metadata().strip_prefix(BORN)?.parse().ok())
                 // Committed by somebody else's hand: the flow existed, so what has no commit was added later.
-                .or_else(|| known.iter().any(|e| matches!(e.offset(), Offset::Offset(_))).then_some(0))
+                .or_else(|| {
+                    known
+                        .iter()
+                        .any(|e| matches!(e.offset(), Offset::Offset(_)))
+                        .then_some(0)
+                })
                 .unwrap_or(count);
             self.born_lock().insert(topic.clone(), born);
             for partition in mine {
@@ -250,7 +269,13 @@ impl FlowContext {
                         let (low, high) = consumer.fetch_watermarks(&topic, partition, ASK)?;
                         let latest = self.start_at == StartAt::Latest && partition < born;
                         let offset = if latest { high } else { low };
-                        first.push((TopicPartition { topic: topic.clone(), partition }, offset));
+                        first.push((
+                            TopicPartition {
+                                topic: topic.clone(),
+                                partition,
+                            },
+                            offset,
+                        ));
                         offset
                     }
                 };
@@ -328,7 +353,11 @@ impl FlowConsumer {
             .set_if_absent(kafka, "fetch.queue.backoff.ms", "10")
             .set_if_absent(kafka, "fetch.wait.max.ms", "100")
             .set_if_absent(kafka, "fetch.error.backoff.ms", "100");
-        let context = FlowContext { start_at: kafka.start_at, listener, born: Default::default() };
+        let context = FlowContext {
+            start_at: kafka.start_at,
+            listener,
+            born: Default::default(),
+        };
         let consumer: BaseConsumer<FlowContext> = config.create_with_context(context)?;
         consumer.subscribe(topics)?;
         Ok(FlowConsumer { consumer })
@@ -341,7 +370,11 @@ impl FlowConsumer {
             Some(Ok(message)) => Polled::Record(Record { message }),
             Some(Err(RdKafkaError::PartitionEOF(_))) => Polled::Nothing,
             Some(Err(error)) => {
-                let fatal = self.consumer.client().fatal_error().map(|(_, reason)| KafkaError::Fatal(reason));
+                let fatal = self
+                    .consumer
+                    .client()
+                    .fatal_error()
+                    .map(|(_, reason)| KafkaError::Fatal(reason));
                 Polled::Trouble(fatal.unwrap_or_else(|| error.into()))
             }
         }
@@ -359,12 +392,18 @@ impl FlowConsumer {
 
     /// Writes watermarks to Kafka without waiting for the answer.
     pub fn commit(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
-        Ok(self.consumer.context().commit(&self.consumer, offsets, CommitMode::Async)?)
+        Ok(self
+            .consumer
+            .context()
+            .commit(&self.consumer, offsets, CommitMode::Async)?)
     }
 
     /// Writes watermarks to Kafka and waits for the answer.
     pub fn commit_and_wait(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
-        Ok(self.consumer.context().commit(&self.consumer, offsets, CommitMode::Sync)?)
+        Ok(self
+            .consumer
+            .context()
+            .commit(&self.consumer, offsets, CommitMode::Sync)?)
     }
 
     /// The high watermark that the last fetch of a partition reported: one above its last record.
@@ -374,7 +413,10 @@ impl FlowConsumer {
     }
 }
 
-#[allow(unsafe_code, reason = "rust-rdkafka has no binding for rd_kafka_get_watermark_offsets, which reads a local cache")]
+#[allow(
+    unsafe_code,
+    reason = "rust-rdkafka has no binding for rd_kafka_get_watermark_offsets, which reads a local cache"
+)]
 fn cached_watermarks(consumer: &BaseConsumer<FlowContext>, at: &TopicPartition) -> Option<i64> {
     let topic = std::ffi::CString::new(at.topic.as_str()).ok()?;
     let (mut low, mut high) = (-1i64, -1i64);
@@ -440,7 +482,9 @@ impl Producer {
             .set_if_absent(kafka, "enable.idempotence", "true")
             // Interactive: nobody waits for a batch to fill.
             .set_if_absent(kafka, "linger.ms", "1");
-        Ok(Producer { producer: config.create_with_context(ProducerContext)? })
+        Ok(Producer {
+            producer: config.create_with_context(ProducerContext)?,
+        })
     }
 
     /// Produces one record and waits until Kafka has acknowledged it; gives partition and offset.
@@ -450,7 +494,10 @@ impl Producer {
     pub async fn send(&self, record: &Produce<'_>, timeout: Duration) -> Result<(i32, i64), KafkaError> {
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
         for (key, value) in record.headers {
-            headers = headers.insert(Header { key, value: Some(*value) });
+            headers = headers.insert(Header {
+                key,
+                value: Some(*value),
+            });
         }
         let mut out = FutureRecord::to(record.topic).key(record.key).payload(record.value);
         if !record.headers.is_empty() {
@@ -489,7 +536,9 @@ impl Topics {
         let mut config = client_config(kafka, client_id);
         // Asking for a topic's metadata must not make it; only a deliberate step below does.
         config.set("allow.auto.create.topics", "false");
-        Ok(Topics { admin: config.create()? })
+        Ok(Topics {
+            admin: config.create()?,
+        })
     }
 
     /// Partitions of each topic, `None` for one that does not exist.
@@ -501,7 +550,9 @@ impl Topics {
         for topic in topics {
             let metadata = self.admin.inner().fetch_metadata(Some(topic), timeout)?;
             let found = metadata.topics().iter().find(|t| t.name() == topic);
-            let count = found.filter(|t| t.error().is_none()).map(|t| t.partitions().len() as i32);
+            let count = found
+                .filter(|t| t.error().is_none())
+                .map(|t| t.partitions().len() as i32);
             counts.insert(topic.clone(), count.filter(|&n| n > 0));
         }
         Ok(counts)
@@ -514,7 +565,9 @@ impl Topics {
     /// [`KafkaError::Broker`] with the broker's reason.
     pub async fn create(&self, kafka: &Kafka, topic: &str, partitions: i32) -> Result<(), KafkaError> {
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(-1));
-        let options = AdminOptions::new().request_timeout(Some(ASK)).operation_timeout(Some(ASK));
+        let options = AdminOptions::new()
+            .request_timeout(Some(ASK))
+            .operation_timeout(Some(ASK));
         let reason = match self.admin.create_topics([&new], &options).await {
             Ok(results) => match results.into_iter().next() {
                 None | Some(Ok(_)) => return Ok(()),
@@ -530,7 +583,10 @@ impl Topics {
         let asked = tokio::task::spawn_blocking(move || -> KafkaResult<bool> {
             let consumer: BaseConsumer = config.create()?;
             let metadata = consumer.fetch_metadata(Some(&topic), ASK)?;
-            Ok(metadata.topics().first().is_some_and(|t| t.error().is_none() && !t.partitions().is_empty()))
+            Ok(metadata
+                .topics()
+                .first()
+                .is_some_and(|t| t.error().is_none() && !t.partitions().is_empty()))
         })
         .await;
         match asked {

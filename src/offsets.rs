@@ -51,6 +51,12 @@ impl Accounts {
         self.dirty += other.dirty;
     }
 
+    /// Everything that is held ends as released: for accounts whose holder is gone.
+    pub fn release_held(&mut self) {
+        self.outcomes[Outcome::Released.index()] += self.in_flight_total();
+        (self.waiting, self.in_flight, self.dirty) = (0, 0, 0);
+    }
+
     /// All open events: waiting, in flight and dirty.
     pub fn in_flight_total(&self) -> u64 {
         self.waiting + self.in_flight + self.dirty
@@ -383,6 +389,16 @@ mod tests {
         assert!(it.blocks.len() <= 1_000_000 / 64 + 1);
         assert!(it.finish(0, Applied));
         assert_eq!((it.watermark(), it.blocks.len()), (Some(1_000_001), 0));
+    }
+
+    #[test]
+    fn an_event_starts_as_waiting_also_where_others_were_held_before() {
+        let mut it = tracker([]);
+        for offset in 0..200 {
+            let seq = it.open(offset);
+            assert_eq!((it.accounts().waiting, it.accounts().in_flight_total()), (1, 1));
+            assert!(it.hold(seq, Hold::InFlight) && it.finish(seq, Applied));
+        }
     }
 
     #[test]

@@ -34,8 +34,15 @@ struct Inner {
 impl Permits {
     /// A pool of `total` permits.
     pub fn new(total: usize) -> Self {
-        let inner = Inner { available: total, dirty: VecDeque::new(), chunks: VecDeque::new() };
-        Permits { total, inner: Mutex::new(inner) }
+        let inner = Inner {
+            available: total,
+            dirty: VecDeque::new(),
+            chunks: VecDeque::new(),
+        };
+        Permits {
+            total,
+            inner: Mutex::new(inner),
+        }
     }
 
     /// All permits there are.
@@ -69,7 +76,11 @@ impl Permits {
             }
             receiver
         };
-        let mut wait = Waiting { permits: self, n, granted };
+        let mut wait = Waiting {
+            permits: self,
+            n,
+            granted,
+        };
         // The sender lives in the queue until it is used; it is never dropped before.
         let _ = (&mut wait.granted).await;
         std::mem::forget(wait);
@@ -94,7 +105,11 @@ impl Permits {
 impl Inner {
     fn serve(&mut self) {
         loop {
-            let queue = if self.dirty.is_empty() { &mut self.chunks } else { &mut self.dirty };
+            let queue = if self.dirty.is_empty() {
+                &mut self.chunks
+            } else {
+                &mut self.dirty
+            };
             let Some((n, _)) = queue.front() else { return };
             if *n > self.available {
                 return;
@@ -138,7 +153,11 @@ pub struct ByteBudget {
 impl ByteBudget {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        ByteBudget { limit: limit as i64, used: AtomicI64::new(0), room: Notify::new() }
+        ByteBudget {
+            limit: limit as i64,
+            used: AtomicI64::new(0),
+            room: Notify::new(),
+        }
     }
 
     /// Bytes held now.

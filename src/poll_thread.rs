@@ -68,7 +68,8 @@ pub struct Chunk {
 impl Chunk {
     /// A record's key, a slice of the chunk's buffer.
     pub fn key(&self, entry: &RecordEntry) -> Bytes {
-        self.data.slice(entry.key.0 as usize..(entry.key.0 + entry.key.1) as usize)
+        self.data
+            .slice(entry.key.0 as usize..(entry.key.0 + entry.key.1) as usize)
     }
 
     /// A record's value, borrowed.
@@ -256,7 +257,10 @@ impl RebalanceListener for Arc<Rebalances> {
                     at: at.clone(),
                     generation: self.next_generation.fetch_add(1, Relaxed) as u64 + 1,
                     capacity: self.settings.queue_chunks,
-                    inner: Mutex::new(QueueInner { chunks: VecDeque::new(), consumer: None }),
+                    inner: Mutex::new(QueueInner {
+                        chunks: VecDeque::new(),
+                        consumer: None,
+                    }),
                     busy: AtomicBool::new(false),
                     flow_events: self.flow_events.clone(),
                     flow_limit: self.settings.queue_events,
@@ -301,7 +305,11 @@ impl RebalanceListener for Arc<Rebalances> {
                     self.released.fetch_add(revoked.released as usize, Relaxed);
                     commits.extend(revoked.watermark.map(|offset| (at, offset)));
                 }
-                Err(_) => tracing::warn!(partition = at.partition, topic = at.topic, "partition consumer did not answer"),
+                Err(_) => tracing::warn!(
+                    partition = at.partition,
+                    topic = at.topic,
+                    "partition consumer did not answer"
+                ),
             }
         }
         tracing::info!(partitions, "partitions revoked");
@@ -325,26 +333,31 @@ impl PollThread {
         let (commands, inbox) = mpsc::channel();
         let name = format!("poll {flow}");
         let settings = Arc::new(settings);
-        let thread = std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || {
-            let rebalances = Arc::new(Rebalances {
-                settings: settings.clone(),
-                flow_events: Arc::default(),
-                next_generation: AtomicUsize::new(0),
-                queues: Mutex::default(),
-                changed: AtomicBool::new(false),
-                released: AtomicUsize::new(0),
-                deadline: Mutex::new(None),
-            });
-            let ended = match connect(Box::new(rebalances.clone())) {
-                Ok(consumer) => PollLoop::new(consumer, rebalances, inbox).run(),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = ended {
-                tracing::error!(%error, "poll thread ended");
-                settings.ended.do_send(PollThreadEnded(Some(error)));
-            }
-        })?;
-        Ok(PollThread { commands, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name(name.chars().take(15).collect())
+            .spawn(move || {
+                let rebalances = Arc::new(Rebalances {
+                    settings: settings.clone(),
+                    flow_events: Arc::default(),
+                    next_generation: AtomicUsize::new(0),
+                    queues: Mutex::default(),
+                    changed: AtomicBool::new(false),
+                    released: AtomicUsize::new(0),
+                    deadline: Mutex::new(None),
+                });
+                let ended = match connect(Box::new(rebalances.clone())) {
+                    Ok(consumer) => PollLoop::new(consumer, rebalances, inbox).run(),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = ended {
+                    tracing::error!(%error, "poll thread ended");
+                    settings.ended.do_send(PollThreadEnded(Some(error)));
+                }
+            })?;
+        Ok(PollThread {
+            commands,
+            thread: Some(thread),
+        })
     }
 
     /// A sender of commands, for the partition consumers.
@@ -404,14 +417,20 @@ impl Lane {
         record.for_each_header(|name, value| {
             let extra = extra.get_or_insert_default();
             match name {
-                "traceparent" => extra.trace = std::str::from_utf8(value).ok().and_then(TraceContext::parse),
+                "traceparent" => extra.trace = TraceContext::parse(value),
                 "evrepl-canary" => extra.canary = Some(String::from_utf8_lossy(value).into()),
                 _ => {}
             }
             extra.headers.push((name.into(), value.into()));
         });
         let (offset, produced_at_ms) = (record.offset(), record.timestamp_ms());
-        self.records.push(RecordEntry { offset, produced_at_ms, key, value, extra });
+        self.records.push(RecordEntry {
+            offset,
+            produced_at_ms,
+            key,
+            value,
+            extra,
+        });
     }
 }
 
@@ -430,7 +449,16 @@ impl PollLoop {
     fn new(consumer: FlowConsumer, rebalances: Arc<Rebalances>, inbox: mpsc::Receiver<PollCommand>) -> Self {
         let max_chunk = (rebalances.settings.queue_events / 4).clamp(1, MAX_CHUNK_EVENTS);
         let watermarks_at = Instant::now();
-        PollLoop { consumer, rebalances, inbox, lanes: Vec::new(), max_chunk, last: 0, watermarks_at, trouble: None }
+        PollLoop {
+            consumer,
+            rebalances,
+            inbox,
+            lanes: Vec::new(),
+            max_chunk,
+            last: 0,
+            watermarks_at,
+            trouble: None,
+        }
     }
 
     fn run(mut self) -> Result<(), KafkaError> {
@@ -458,7 +486,9 @@ impl PollLoop {
                         if self.trouble.take().is_some() {
                             self.rebalances.settings.view.set_kafka_trouble(None);
                         }
-                        let Some(at) = Self::lane_of(&self.lanes, self.last, &record) else { continue };
+                        let Some(at) = Self::lane_of(&self.lanes, self.last, &record) else {
+                            continue;
+                        };
                         self.last = at;
                         let lane = &mut self.lanes[at];
                         lane.add(&record);
@@ -547,7 +577,11 @@ impl PollLoop {
         lanes.retain(|lane| queues.get(&lane.queue.at).is_some_and(|q| Arc::ptr_eq(q, &lane.queue)));
         for queue in queues.values() {
             if !lanes.iter().any(|lane| lane.queue.at == queue.at) {
-                lanes.push(Lane { queue: queue.clone(), data: Vec::new(), records: Vec::new() });
+                lanes.push(Lane {
+                    queue: queue.clone(),
+                    data: Vec::new(),
+                    records: Vec::new(),
+                });
             }
         }
     }

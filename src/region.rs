@@ -5,12 +5,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::time::Instant;
 
-use crate::admin::{AgentStatus, Check, FlowStatus, LinkStatus, Readiness, SessionStatus, Status, StatusSource, Waiting};
+use crate::admin::{
+    AgentStatus, Check, FlowStatus, LinkStatus, MailboxStatus, Outcomes, Readiness, ServerStatus, SessionStatus,
+    Status, StatusSource, WaitingFor,
+};
 use crate::agent::{AgentShared, ServerState};
 use crate::config::Config;
 use crate::handoff::Mailboxes;
 use crate::outcome::Outcome;
 use crate::relay::{FlowView, Stage};
+use crate::telemetry::Instruments;
 
 /// What is read when somebody asks: nothing here is kept for the asking.
 pub struct Region {
@@ -22,6 +26,8 @@ pub struct Region {
     pub agent: Arc<AgentShared>,
     /// Depths of the mailboxes, by kind of actor.
     pub mailboxes: Arc<Mailboxes>,
+    /// Every instrument.
+    pub instruments: Arc<Instruments>,
 }
 
 impl Region {
@@ -38,7 +44,11 @@ impl Region {
         } else {
             "waiting_for_peer"
         };
-        let link = links.into_iter().flatten().min_by_key(|link| link.state == "open");
+        let outcomes: [u64; Outcome::COUNT] = Outcome::ALL.map(|outcome| accounts.ended(outcome));
+        let lags = Stage::ALL
+            .iter()
+            .filter_map(|stage| Some((stage.name().to_owned(), view.lag_seconds(*stage)?)));
+        let instruments = self.instruments.flow(&view.name);
         FlowStatus {
             peer: self.config.peers[view.peer].region.clone(),
             state: state.to_owned(),
@@ -47,84 +57,156 @@ impl Region {
             waiting: accounts.waiting,
             with_permit: accounts.in_flight,
             dirty: accounts.dirty,
-            outcomes: Outcome::ALL.iter().map(|o| (o.name().to_owned(), accounts.ended(*o))).collect(),
-            offset_lag: offset_lag.max(0) as u64,
-            lag_seconds: Stage::ALL.iter().map(|s| (s.name().to_owned(), view.lag_seconds(*s))).collect(),
             in_flight_bytes: view.in_flight_bytes.load(Relaxed),
-            paused_partitions: paused,
-            late_outcomes: view.accounts.late.load(Relaxed),
+            outcomes: Outcomes::from(outcomes),
+            offset_lag: offset_lag.map(|lag| lag as u64),
+            lag_seconds: lags.collect(),
+            paused_partitions: paused as u64,
+            links: links
+                .into_iter()
+                .flatten()
+                .map(|link| LinkStatus {
+                    state: link.state.to_owned(),
+                    since_seconds: (now - link.since).as_secs_f64(),
+                    attempts: link.attempts,
+                    last_error: link.last_error,
+                    rtt_ms: link.rtt_us.map(|us| us as f64 / 1e3),
+                    clock_offset_ms: link.clock_offset_us.map(|us| us as f64 / 1e3),
+                })
+                .collect(),
             reconnects: view.reconnects.load(Relaxed),
-            link: link.map(|link| LinkStatus {
-                state: link.state.to_owned(),
-                since_seconds: (now - link.since).as_secs_f64(),
-                attempts: link.attempts,
-                last_error: link.last_error,
-                rtt_ms: link.rtt_us.map(|us| us as f64 / 1e3),
-                clock_offset_ms: link.clock_offset_us.map(|us| us as f64 / 1e3),
-            }),
             waiting_for: view
                 .waits()
                 .into_iter()
-                .map(|w| Waiting { server: w.server, keys: w.keys as u64, since_seconds: (now - w.since).as_secs_f64() })
+                .map(|w| WaitingFor {
+                    server: w.server,
+                    keys: w.keys as u64,
+                    since_seconds: (now - w.since).as_secs_f64(),
+                })
                 .collect(),
+            looks_again: instruments.looks_again(),
+            ..FlowStatus::default()
+        }
+    }
+
+    fn agent(&self, now: Instant) -> AgentStatus {
+        let counts = &self.agent.counts;
+        let items = [
+            ("applied", &counts.applied),
+            ("look_again", &counts.look_again),
+            ("later", &counts.later),
+            ("expired", &counts.expired),
+            ("too_large", &counts.too_large),
+        ];
+        let sessions = self.agent.session_views().into_iter().map(|session| SessionStatus {
+            peer: session.peer,
+            remote: session.remote,
+            since_seconds: (now - session.since).as_secs_f64(),
+            window: session.window,
+        });
+        let servers = self.agent.servers.iter().map(|server| ServerStatus {
+            address: server.address.clone(),
+            state: match server.state() {
+                ServerState::Connecting => "connecting",
+                ServerState::Answers => "answers",
+                ServerState::Away => "away",
+            }
+            .to_owned(),
+        });
+        AgentStatus {
+            sessions: sessions.collect(),
+            applied: counts.applied.load(Relaxed),
+            items: items
+                .into_iter()
+                .map(|(name, count)| (name.to_owned(), count.load(Relaxed)))
+                .collect(),
+            servers: servers.collect(),
+            listening: self.agent.listening.load(Relaxed),
         }
     }
 }
 
 impl StatusSource for Region {
     fn status(&self) -> Status {
-        let now = Instant::now();
-        let counts = &self.agent.counts;
+        let mailboxes = self.mailboxes.all().into_iter().map(|(actor, gauge)| {
+            let status = MailboxStatus {
+                depth: gauge.depth() as u64,
+                high_water: gauge.high_water() as u64,
+                capacity: gauge.capacity() as u64,
+            };
+            (actor.to_owned(), status)
+        });
         Status {
             region: self.config.region.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             flows: self.flows.iter().map(|view| self.flow(view)).collect(),
-            agent: AgentStatus {
-                sessions: self
-                    .agent
-                    .session_views()
-                    .into_iter()
-                    .map(|s| SessionStatus {
-                        peer: s.peer,
-                        remote: s.remote,
-                        since_seconds: (now - s.since).as_secs_f64(),
-                        window_bytes: s.window,
-                    })
-                    .collect(),
-                applied: counts.applied.load(Relaxed),
-                look_again: counts.look_again.load(Relaxed),
-                later: counts.later.load(Relaxed),
-                expired: counts.expired.load(Relaxed),
-                too_large: counts.too_large.load(Relaxed),
-            },
+            agent: self.agent(Instant::now()),
+            late_outcomes: self.flows.iter().map(|view| view.accounts.late.load(Relaxed)).sum(),
+            restarts: self.instruments.restarts(),
+            mailboxes: mailboxes.collect(),
         }
     }
 
     fn ready(&self) -> Readiness {
         let mut checks = Vec::new();
         let listening = self.agent.listening.load(Relaxed);
-        checks.push(Check::gate("agent", listening, format!("listening on {}", self.config.agent.listen)));
-        let answers = self.agent.servers.iter().filter(|s| s.state() == ServerState::Answers).count();
+        checks.push(check(
+            "agent",
+            listening,
+            true,
+            format!("listening on {}", self.config.agent.listen),
+        ));
+        let answers = self
+            .agent
+            .servers
+            .iter()
+            .filter(|s| s.state() == ServerState::Answers)
+            .count();
         let servers = self.agent.servers.len();
-        let ready = self.agent.can_take_batches() && !self.agent.draining.load(Relaxed);
-        checks.push(Check::gate("memcached", answers > 0, format!("{answers} of {servers} servers answer")));
+        checks.push(check(
+            "memcached",
+            answers > 0,
+            true,
+            format!("{answers} of {servers} servers answer"),
+        ));
+        checks.push(check(
+            "staying",
+            !self.agent.draining.load(Relaxed),
+            true,
+            String::new(),
+        ));
         for server in &self.agent.servers {
             let ok = server.state() == ServerState::Answers;
             let detail = if ok { "answers" } else { "does not answer, retrying" };
-            checks.push(Check::info(&format!("memcached {}", server.address), ok, detail.to_owned()));
+            checks.push(check(
+                &format!("memcached {}", server.address),
+                ok,
+                false,
+                detail.to_owned(),
+            ));
         }
         for view in &self.flows {
             let peer = &self.config.peers[view.peer].region;
             for link in view.links().into_iter().flatten() {
                 let ok = link.state == "open";
                 let detail = link.last_error.unwrap_or_else(|| link.state.to_owned());
-                checks.push(Check::info(&format!("peer {peer}"), ok, if ok { "session open".to_owned() } else { detail }));
+                let detail = if ok { "session open".to_owned() } else { detail };
+                checks.push(check(&format!("peer {peer}"), ok, false, detail));
             }
             let kafka = view.kafka_trouble();
             let ok = kafka.is_none();
-            checks.push(Check::info(&format!("kafka {}", view.name), ok, kafka.unwrap_or_else(|| "answers".to_owned())));
+            let detail = kafka.unwrap_or_else(|| "answers".to_owned());
+            checks.push(check(&format!("kafka {}", view.name), ok, false, detail));
         }
-        let degraded = checks.iter().any(|check| !check.ok);
-        Readiness { ready, degraded, checks }
+        Readiness::of(checks)
+    }
+}
+
+fn check(name: &str, ok: bool, gates: bool, detail: String) -> Check {
+    Check {
+        name: name.to_owned(),
+        ok,
+        gates,
+        detail,
     }
 }

@@ -11,12 +11,12 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::event::{Op, TraceContext};
+use crate::handoff::Mailboxes;
 use crate::hashing::Ring;
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
-use crate::handoff::Mailboxes;
-use crate::telemetry::Instruments;
+use crate::telemetry::{FlowInstruments, Instruments};
 use crate::wire::Expiry;
 
 /// Where an event came from: which partition consumer of the flow, and its number there.
@@ -197,13 +197,15 @@ impl FlowAccounts {
     }
 
     /// The flow's totals, its offset lag and how many of its partitions are paused.
-    pub fn total(&self) -> (Accounts, i64, usize) {
+    pub fn total(&self) -> (Accounts, Option<i64>, usize) {
         let inner = self.lock();
         let mut total = inner.retired.clone();
-        let (mut lag, mut paused) = (0, 0);
+        let (mut lag, mut paused) = (None, 0);
         for report in inner.live.values() {
             total.merge(&report.accounts);
-            lag += report.offset_lag.unwrap_or(0);
+            if let Some(known) = report.offset_lag {
+                lag = Some(lag.unwrap_or(0) + known);
+            }
             paused += usize::from(report.paused);
         }
         (total, lag, paused)
@@ -337,7 +339,10 @@ impl FlowView {
 
     /// Replaces what a reader's keys wait for.
     pub fn set_waits(&self, lane: usize, reader: usize, waits: Vec<WaitView>) {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner).insert((lane, reader), waits);
+        self.waits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert((lane, reader), waits);
     }
 
     /// What keys wait for, all readers together.
@@ -394,6 +399,8 @@ pub struct FlowShared {
     pub consumers: RwLock<HashMap<u32, Recipient<EventsReported>>>,
     /// Depths of the mailboxes, by kind of actor.
     pub mailboxes: Arc<Mailboxes>,
+    /// This flow's instruments.
+    pub metrics: Arc<FlowInstruments>,
     /// Every instrument.
     pub instruments: Arc<Instruments>,
 }
@@ -408,7 +415,10 @@ impl FlowShared {
                 match consumers.get(&consumer) {
                     Some(recipient) => recipient.do_send(EventsReported(fates)),
                     None => {
-                        let ended = fates.iter().filter(|(_, fate)| matches!(fate, Fate::Finished(_))).count();
+                        let ended = fates
+                            .iter()
+                            .filter(|(_, fate)| matches!(fate, Fate::Finished(_)))
+                            .count();
                         self.view.accounts.late.fetch_add(ended as u64, Relaxed);
                     }
                 }
@@ -511,7 +521,10 @@ impl LaneClock {
     /// The clock of a lane that has heard nothing yet.
     pub fn new(caches: usize) -> Self {
         let accepted = (0..caches).map(|_| AtomicBool::new(false)).collect();
-        LaneClock { accepted, ..LaneClock::default() }
+        LaneClock {
+            accepted,
+            ..LaneClock::default()
+        }
     }
 
     /// Whether the peer takes this cache in this session.
@@ -558,10 +571,14 @@ impl LaneClock {
 
 /// Milliseconds since the epoch by the wall clock; for lag and expiry, never for order.
 pub fn wall_ms() -> i64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as i64)
 }
 
 /// Microseconds since the epoch by the wall clock.
 pub fn wall_us() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_micros() as u64)
 }

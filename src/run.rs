@@ -10,19 +10,23 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::actors::flow_supervisor::FlowParts;
 use crate::actors::region_supervisor::{RegionSupervisor, Terminate};
+use crate::admin::AdminError;
 use crate::agent::AgentShared;
 use crate::config::Config;
 use crate::handoff::Mailboxes;
-use crate::hashing::Ring;
+use crate::hashing::{HashKind, Ring, RingServer};
 use crate::kafka::{KafkaError, Producer};
 use crate::region::Region;
 use crate::relay::FlowView;
-use crate::telemetry::{Telemetry, TelemetryError};
+use crate::telemetry::{self, TelemetryError, TelemetryOptions};
 use crate::tls::{TlsError, TlsMaterial};
 use crate::topics;
 
 /// The configuration is right in itself but cannot be run here.
 pub const EXIT_CONFIG: i32 = 78;
+
+/// How long the last export may keep the process.
+const TELEMETRY_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Why a region could not start. None of it is retried: somebody has to change something.
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +47,19 @@ pub enum StartError {
     /// librdkafka refuses the settings.
     #[error("[kafka]: {0}")]
     Kafka(#[from] KafkaError),
-    /// Logging, metrics or the admin server could not start.
+    /// The admin interface cannot listen.
+    #[error("[admin]: {0}")]
+    Admin(#[from] AdminError),
+    /// Logging or metrics could not start.
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),
 }
 
 /// Runs until drained, given up or told to end; gives the exit code.
 pub fn run(config: Config) -> i32 {
+    // `FAILPOINTS` in the environment; without the feature there are no failpoints to set.
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     match start(Arc::new(config)) {
         Ok(code) => code,
         Err(error) => {
@@ -61,28 +71,67 @@ pub fn run(config: Config) -> i32 {
 
 /// The rings of every cache, by cache index.
 pub fn rings(config: &Config) -> Vec<Ring> {
-    config.caches.iter().map(|cache| cache.ring()).collect()
+    config.caches.iter().map(ring).collect()
+}
+
+/// The ring of one cache.
+pub fn ring(cache: &crate::config::Cache) -> Ring {
+    let kind = match cache.hash {
+        crate::config::HashKind::Ketama => HashKind::Ketama,
+        crate::config::HashKind::Consistent => HashKind::Consistent,
+    };
+    let servers: Vec<RingServer> = cache
+        .servers
+        .iter()
+        .map(|server| RingServer {
+            address: server.address.clone(),
+            ring_name: server.ring_name.clone(),
+            weight: server.weight,
+        })
+        .collect();
+    Ring::new(kind, &servers)
 }
 
 fn start(config: Arc<Config>) -> Result<i32, StartError> {
-    let tls = Arc::new(TlsMaterial::load(&config.tls.certificate, &config.tls.private_key, &config.tls.ca)?);
+    let tls = Arc::new(TlsMaterial::load(
+        &config.tls.certificate,
+        &config.tls.private_key,
+        &config.tls.ca,
+    )?);
     let mailboxes = Arc::new(Mailboxes::default());
-    let admin = listen("admin.listen", &config.admin.listen)?;
     let socket = listen("agent.listen", &config.agent.listen)?;
-    let telemetry = Telemetry::start(&config.region, &config.node, &config.telemetry, admin)?;
+    telemetry::start_logging(config.telemetry.log_format)?;
+    let mut telemetry = telemetry::start(&TelemetryOptions {
+        region: config.region.clone(),
+        node: config.node.clone(),
+        otlp_endpoint: config.telemetry.otlp_endpoint.clone(),
+    })?;
     let instruments = telemetry.instruments();
     let rings = rings(&config);
-    let agent =
-        Arc::new(AgentShared::new(config.clone(), tls.clone(), rings.clone(), mailboxes.clone(), instruments.clone()));
-    let peers = || config.peers.iter().enumerate().filter_map(|(n, peer)| Some((n, peer.address.clone()?)));
+    let agent = Arc::new(AgentShared::new(
+        config.clone(),
+        tls.clone(),
+        rings.clone(),
+        mailboxes.clone(),
+        instruments.clone(),
+    ));
+    let peers = || {
+        config
+            .peers
+            .iter()
+            .enumerate()
+            .filter_map(|(n, peer)| Some((n, peer.address.clone()?)))
+    };
     let views: Vec<Arc<FlowView>> = peers().map(|(n, _)| Arc::new(FlowView::new(&config, n))).collect();
     let region = Arc::new(Region {
         config: config.clone(),
         flows: views.clone(),
         agent: agent.clone(),
         mailboxes: mailboxes.clone(),
+        instruments: instruments.clone(),
     });
-    telemetry.serve(region);
+    telemetry.serve_admin(&config.admin.listen, region.clone())?;
+    instruments.register_source(region);
     let producer = Producer::new(&config.kafka, &config.node)?;
     let topics = topics::keep(config.clone());
 
@@ -110,7 +159,12 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
             parts.collect()
         })
     };
-    tracing::info!(region = config.region, node = config.node, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(
+        region = config.region,
+        node = config.node,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
     let system = System::new();
     let code = exit.clone();
     system.block_on(async move {
@@ -130,13 +184,19 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         tracing::error!(%error, "system ended with an error");
     }
     drop(topics);
-    telemetry.shutdown();
+    if let Err(error) = telemetry.shutdown(TELEMETRY_LIMIT) {
+        tracing::warn!(%error, "telemetry");
+    }
     Ok(exit.load(SeqCst))
 }
 
 /// A bound, non-blocking socket; an address that was in use a moment ago may be used again.
 fn listen(option: &'static str, address: &str) -> Result<TcpListener, StartError> {
-    let failed = |source| StartError::Listen { option, address: address.to_owned(), source };
+    let failed = |source| StartError::Listen {
+        option,
+        address: address.to_owned(),
+        source,
+    };
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
     for at in address.to_socket_addrs().map_err(failed)? {
         match bind(at) {

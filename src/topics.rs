@@ -20,9 +20,14 @@ pub struct Keeper {
 /// What a source topic needs beside it: its dead-letter topic, and a retry topic per peer that gets the cache.
 pub fn companions(config: &Config, cache: usize) -> Vec<String> {
     let cache = &config.caches[cache];
-    let peers = config.peers.iter().filter(|peer| peer.address.is_some() && peer.caches.contains(&cache.name));
+    let peers = config
+        .peers
+        .iter()
+        .filter(|peer| peer.address.is_some() && peer.caches.contains(&cache.name));
     let retries = peers.map(|peer| config.kafka.retry_topic_for(&cache.topic, &peer.region));
-    retries.chain([config.kafka.dead_letter_topic_for(&cache.topic)]).collect()
+    retries
+        .chain([config.kafka.dead_letter_topic_for(&cache.topic)])
+        .collect()
 }
 
 /// Creates what is missing, on a thread of its own, again and again until all is there.
@@ -39,7 +44,7 @@ pub fn keep(config: Arc<Config>) -> Option<Keeper> {
                 Ok(false) => {}
                 Err(error) => {
                     let text = error.to_string();
-                    if said.as_deref() != Some(&text) {
+                    if said.as_ref() != Some(&text) {
                         tracing::warn!(%error, "retry and dead-letter topics are not all there yet, trying on");
                         said = Some(text);
                     }
@@ -74,7 +79,10 @@ fn create_missing(config: &Config) -> Result<bool, KafkaError> {
             complete = false;
             continue;
         };
-        for topic in wanted.iter().filter(|topic| counts.get(*topic).copied().flatten().is_none()) {
+        for topic in wanted
+            .iter()
+            .filter(|topic| counts.get(*topic).copied().flatten().is_none())
+        {
             runtime.block_on(topics.create(&config.kafka, topic, partitions))?;
             tracing::info!(topic, partitions, "topic created");
         }

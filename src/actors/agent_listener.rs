@@ -113,7 +113,9 @@ impl Actor for AgentListener {
         self.parts.shared.listening.store(true, Relaxed);
         let accept = async move {
             loop {
-                let Ok(place) = places.clone().acquire_owned().await else { return };
+                let Ok(place) = places.clone().acquire_owned().await else {
+                    return;
+                };
                 match listener.accept().await {
                     Ok((tcp, remote)) => {
                         let parts = parts.clone();
@@ -166,7 +168,12 @@ async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Resu
         Ok(accepted) => accepted,
         Err(error) => {
             // Said to the caller too, so that its operator need not look here.
-            wire::encode(&Frame::GoAway(GoAway { reason: error.to_string() }), &mut out);
+            wire::encode(
+                &Frame::GoAway(GoAway {
+                    reason: error.to_string(),
+                }),
+                &mut out,
+            );
             stream.write_all(&out).await?;
             stream.shutdown().await?;
             return Err(error);
@@ -175,7 +182,13 @@ async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Resu
     wire::encode(&Frame::HelloAck(ack), &mut out);
     stream.write_all(&out).await?;
     stream.flush().await?;
-    tracing::info!(peer = peer.region, remote, session = guard.id, software = hello.software, "session accepted");
+    tracing::info!(
+        peer = peer.region,
+        remote,
+        session = guard.id,
+        software = hello.software,
+        "session accepted"
+    );
     AgentSession::begin(AgentSessionParts {
         shared: shared.clone(),
         tick: parts.tick.clone(),
@@ -247,9 +260,18 @@ fn accept(
             Some(_) => CacheStatus::Accepted,
         };
         if status != CacheStatus::Accepted {
-            tracing::warn!(peer = peer.region, cache = name, ?status, "caller may not write this cache");
+            tracing::warn!(
+                peer = peer.region,
+                cache = name,
+                ?status,
+                "caller may not write this cache"
+            );
         }
-        caches.push(known.filter(|_| status == CacheStatus::Accepted).map(|cache| cache as u16));
+        caches.push(
+            known
+                .filter(|_| status == CacheStatus::Accepted)
+                .map(|cache| cache as u16),
+        );
         statuses.push(status);
     }
     let guard = shared.open_session(&peer.region, remote).ok_or(GreetingError::Full)?;
@@ -270,8 +292,18 @@ fn accept(
 
 /// What this agent takes in one frame: the largest value of any cache on top of a generous batch.
 fn limits(shared: &AgentShared) -> Limits {
-    let largest = shared.config.caches.iter().map(|cache| cache.max_value_bytes).max().unwrap_or(0);
+    let largest = shared
+        .config
+        .caches
+        .iter()
+        .map(|cache| cache.max_value_bytes)
+        .max()
+        .unwrap_or(0);
     let usual = Limits::default();
     let bytes = (largest as u64 + u64::from(usual.max_frame_bytes)).min(u64::from(u32::MAX)) as u32;
-    Limits { max_frame_bytes: bytes, max_batch_raw_bytes: bytes.max(usual.max_batch_raw_bytes), max_batch_items: MAX_BATCH_ITEMS }
+    Limits {
+        max_frame_bytes: bytes,
+        max_batch_raw_bytes: bytes.max(usual.max_batch_raw_bytes),
+        max_batch_items: MAX_BATCH_ITEMS,
+    }
 }

@@ -20,7 +20,9 @@ use tokio_rustls::server::TlsStream;
 use crate::agent::{AgentShared, ServerState, SessionGuard};
 use crate::handoff::{Carried, Handoff, Slot};
 use crate::relay::wall_us;
-use crate::wire::{self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items};
+use crate::wire::{
+    self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items,
+};
 
 use super::cache_writer::{ApplyItems, ItemsApplied};
 
@@ -62,6 +64,8 @@ enum SessionError {
     Unexpected(&'static str),
     #[error("item for a cache that the greeting did not accept")]
     Cache,
+    #[error("item looked at after tick {looked_at}, which is not yet: the tick is {tick}")]
+    Future { looked_at: u64, tick: u64 },
     #[error("the agent is being rebuilt")]
     Rebuilt,
 }
@@ -123,7 +127,17 @@ pub struct AgentSession {
 impl AgentSession {
     /// Starts the session on this arbiter.
     pub fn begin(parts: AgentSessionParts) -> Addr<AgentSession> {
-        let AgentSessionParts { shared, tick, writers, peer, guard, caches, limits, stream, buffered } = parts;
+        let AgentSessionParts {
+            shared,
+            tick,
+            writers,
+            peer,
+            guard,
+            caches,
+            limits,
+            stream,
+            buffered,
+        } = parts;
         let outboxes = writers.iter().map(|_| Outbox::default()).collect();
         AgentSession {
             shared,
@@ -149,13 +163,19 @@ impl Actor for AgentSession {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let Some((stream, buffered)) = self.io.take() else { return };
+        let Some((stream, buffered)) = self.io.take() else {
+            return;
+        };
         let (read, write) = tokio::io::split(stream);
         let (out, outgoing) = mpsc::channel(OUT_FRAMES);
         self.out = Some(out.clone());
         let address = ctx.address();
         let slots = self.shared.config.mailbox.agent_session;
-        let batches = Handoff::new(address.clone().recipient(), slots, self.shared.mailboxes.agent_session.clone());
+        let batches = Handoff::new(
+            address.clone().recipient(),
+            slots,
+            self.shared.mailboxes.agent_session.clone(),
+        );
         let idle = self.shared.config.agent.idle_timeout;
         let tick = self.tick.clone();
         let limits = self.limits;
@@ -191,7 +211,11 @@ impl Handler<ItemsApplied> for AgentSession {
 
     fn handle(&mut self, done: ItemsApplied, ctx: &mut Self::Context) {
         let finished = done.results.len() as u32;
-        let mut ack = Ack { batch: done.batch, tick: done.tick, ..Ack::default() };
+        let mut ack = Ack {
+            batch: done.batch,
+            tick: done.tick,
+            ..Ack::default()
+        };
         (ack.queued_us, ack.applied_us) = (done.queued_us, done.applied_us);
         for (index, status) in done.results {
             match ack.ranges.last_mut() {
@@ -199,11 +223,18 @@ impl Handler<ItemsApplied> for AgentSession {
                 _ => ack.ranges.push((index, 1)),
             }
             if let Some(status) = status {
-                ack.exceptions.push(Exception { index, status, server: 0 });
+                ack.exceptions.push(Exception {
+                    index,
+                    status,
+                    server: 0,
+                });
             }
         }
         if ack.exceptions.iter().any(|exception| exception.status == Status::Later) {
-            ack.servers.push(format!("{} at {}", self.shared.servers[done.server].address, self.shared.config.region));
+            ack.servers.push(format!(
+                "{} at {}",
+                self.shared.servers[done.server].address, self.shared.config.region
+            ));
         }
         ack.normalize();
         if let Some(open) = self.open.get_mut(&done.batch) {
@@ -240,7 +271,9 @@ impl AgentSession {
     fn advance(&mut self, ctx: &mut Context<Self>) {
         while self.outboxes.iter().all(|outbox| outbox.parts.is_empty()) {
             // The slot goes back at the end of this turn: the batch's contents are in the outboxes.
-            let Some((batch, _slot)) = self.inbox.pop_front() else { return };
+            let Some((batch, _slot)) = self.inbox.pop_front() else {
+                return;
+            };
             if let Err(error) = self.take(batch, ctx) {
                 self.end(Some(error), ctx);
                 return;
@@ -248,22 +281,42 @@ impl AgentSession {
         }
     }
 
-    fn take(&mut self, BatchReceived { frame, at }: BatchReceived, ctx: &mut Context<Self>) -> Result<(), SessionError> {
+    fn take(
+        &mut self,
+        BatchReceived { frame, at }: BatchReceived,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), SessionError> {
         let raw = u64::from(frame.raw_len);
         // One batch may always come, or one larger than the window never could.
         if self.used > 0 && self.used + raw > self.guard.window {
-            return Err(SessionError::Window { used: self.used + raw, window: self.guard.window });
+            return Err(SessionError::Window {
+                used: self.used + raw,
+                window: self.guard.window,
+            });
         }
         let items = decode_items(&frame, &self.limits)?;
         let declared = items.declared();
+        let tick = self.tick.load(SeqCst);
         let mut shares: Vec<Vec<(u32, wire::Item)>> = self.writers.iter().map(|_| Vec::new()).collect();
         if let [only] = &mut shares[..] {
             only.reserve(declared);
         }
         for (index, item) in items.enumerate() {
             let mut item = item?;
-            let cache = self.caches.get(item.cache as usize).copied().flatten().ok_or(SessionError::Cache)?;
+            let cache = self
+                .caches
+                .get(item.cache as usize)
+                .copied()
+                .flatten()
+                .ok_or(SessionError::Cache)?;
             item.cache = cache;
+            if item.looked_at > tick {
+                // No relay can have heard it: the stamps would believe it and let an old look pass.
+                return Err(SessionError::Future {
+                    looked_at: item.looked_at,
+                    tick,
+                });
+            }
             let of = &self.shared.caches[cache as usize];
             shares[of.first_server + of.ring.server_of(&item.key)].push((index as u32, item));
         }
@@ -284,10 +337,24 @@ impl AgentSession {
                 items,
             };
             if self.shared.servers[server].state() == ServerState::Away {
-                let results = part.items.iter().map(|(index, _)| (*index, Some(Status::Later))).collect();
+                let results = part
+                    .items
+                    .iter()
+                    .map(|(index, _)| (*index, Some(Status::Later)))
+                    .collect();
                 let tick = self.tick.load(SeqCst);
-                self.shared.counts.later.fetch_add(part.items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-                let done = ItemsApplied { batch: frame.id, server, results, tick, queued_us: 0, applied_us: 0 };
+                self.shared
+                    .counts
+                    .later
+                    .fetch_add(part.items.len() as u64, std::sync::atomic::Ordering::Relaxed);
+                let done = ItemsApplied {
+                    batch: frame.id,
+                    server,
+                    results,
+                    tick,
+                    queued_us: 0,
+                    applied_us: 0,
+                };
                 self.handle(done, ctx);
                 continue;
             }
@@ -332,7 +399,12 @@ impl AgentSession {
     /// Tells the peer to send nothing more; the session ends when what it sent is acked.
     fn leave(&mut self, ctx: &mut Context<Self>) {
         self.leaving = true;
-        self.say(&Frame::GoAway(GoAway { reason: "draining".to_owned() }), ctx);
+        self.say(
+            &Frame::GoAway(GoAway {
+                reason: "draining".to_owned(),
+            }),
+            ctx,
+        );
     }
 
     fn end_if_left(&mut self, _: &mut Context<Self>) {

@@ -101,7 +101,9 @@ impl BatchCoalescer {
         fail::fail_point!("batch_coalescer_advance");
         let mut reports = Reports::default();
         while self.outbox.is_none() {
-            let Some(Carried { message, slot }) = self.inbox.pop_front() else { break };
+            let Some(Carried { message, slot }) = self.inbox.pop_front() else {
+                break;
+            };
             let now = Instant::now();
             let mut items = message.items.into_iter();
             for item in items.by_ref() {
@@ -116,7 +118,10 @@ impl BatchCoalescer {
             }
             if items.len() > 0 {
                 // The rest keeps its slot: its contents are not taken over yet.
-                self.inbox.push_front(Carried { message: TakeItems { items: items.collect() }, slot });
+                self.inbox.push_front(Carried {
+                    message: TakeItems { items: items.collect() },
+                    slot,
+                });
             }
         }
         self.shared.report(&mut reports);
@@ -145,18 +150,27 @@ impl BatchCoalescer {
         let now = Instant::now();
         // All looks of a session or none: one that was made in another is for the link to refuse.
         let session = items.first().map_or(0, |item| item.session);
-        let session = if items.iter().all(|item| item.session == session) { session } else { 0 };
+        let session = if items.iter().all(|item| item.session == session) {
+            session
+        } else {
+            0
+        };
         let mut shipped = Vec::with_capacity(items.len());
         let mut bytes = 0;
         for item in items {
             bytes += item.bytes();
-            self.encoder.push(&encodable(&item, self.shared.wire_cache(item.event.cache), now));
+            self.encoder
+                .push(&encodable(&item, self.shared.wire_cache(item.event.cache), now));
             let (outcome, touch) = match item.seen {
                 Seen::Value { .. } => (Outcome::Applied, false),
                 Seen::Touch(_) => (Outcome::Applied, true),
                 Seen::Nothing(outcome) => (outcome, false),
             };
-            shipped.push(ShippedItem { event: item.event, outcome, touch });
+            shipped.push(ShippedItem {
+                event: item.event,
+                outcome,
+                touch,
+            });
         }
         let codec = match self.shared.config.batch.compression {
             Compression::Lz4 if self.clock.lz4() => Codec::Lz4,
@@ -164,8 +178,14 @@ impl BatchCoalescer {
         };
         let encoded = self.encoder.finish(codec);
         let size = encoded.payload.len();
-        self.shared.instruments.record_batch(&self.shared.view.name, trigger.name(), shipped.len(), size);
-        self.outbox = Some(ShipBatch { encoded, encoded_at: now, items: shipped, bytes, session });
+        self.shared.metrics.record_batch(trigger.name(), shipped.len(), size);
+        self.outbox = Some(ShipBatch {
+            encoded,
+            encoded_at: now,
+            items: shipped,
+            bytes,
+            session,
+        });
         self.send(ctx);
     }
 
@@ -181,7 +201,10 @@ impl BatchCoalescer {
             act.sending = false;
             if sent {
                 act.send(ctx);
-                let lingered = act.open.opened().is_some_and(|at| at.elapsed() >= act.shared.config.batch.linger);
+                let lingered = act
+                    .open
+                    .opened()
+                    .is_some_and(|at| at.elapsed() >= act.shared.config.batch.linger);
                 if act.outbox.is_none() && lingered {
                     act.close(Trigger::Linger, ctx);
                 }
@@ -211,6 +234,10 @@ fn encodable(item: &HeldItem, cache: u16, now: Instant) -> ItemRef<'_> {
         looked_at: item.looked_at,
         age_us: now.saturating_duration_since(item.looked).as_micros() as u64,
         produced_at_ms: item.event.produced_at_ms.max(0) as u64,
-        trace: item.event.trace.map(|t| TraceContext { trace_id: t.trace_id, span_id: t.span_id, flags: t.flags }),
+        trace: item.event.trace.map(|t| TraceContext {
+            trace_id: t.trace_id,
+            span_id: t.span_id,
+            flags: t.flags,
+        }),
     }
 }

@@ -24,7 +24,9 @@ use crate::handoff::{Carried, Handoff, Slot};
 use crate::memcached::{Connection, LookRequest, Looked, MemcachedError, RemainingTtl};
 use crate::outcome::Outcome;
 use crate::permits::Urgency;
-use crate::relay::{FlowShared, HeldEvent, HeldItem, ITEM_OVERHEAD, LaneClock, Reports, Seen, Stage, WaitView, wall_ms};
+use crate::relay::{
+    FlowShared, HeldEvent, HeldItem, ITEM_OVERHEAD, LaneClock, Reports, Seen, Stage, WaitView, wall_ms,
+};
 use crate::wire::Expiry;
 
 use super::batch_coalescer::TakeItems;
@@ -113,7 +115,7 @@ impl CacheReader {
     /// A reader without connection; it dials when it first looks.
     pub fn new(parts: CacheReaderParts) -> Self {
         let config = &parts.shared.config;
-        let backoff = Backoff::new(config.memcached.backoff_initial, config.memcached.backoff_max).unwrap_or_default();
+        let backoff = Backoff::clamped(config.memcached.backoff_initial, config.memcached.backoff_max);
         let max_value = config.caches[parts.cache].max_value_bytes;
         CacheReader {
             inbox: VecDeque::new(),
@@ -149,7 +151,10 @@ impl Handler<Carried<LookAt>> for CacheReader {
     type Result = ();
 
     fn handle(&mut self, carried: Carried<LookAt>, ctx: &mut Self::Context) {
-        self.inbox.push_back(Inbound { events: carried.message.events.into_iter(), _slot: carried.slot });
+        self.inbox.push_back(Inbound {
+            events: carried.message.events.into_iter(),
+            _slot: carried.slot,
+        });
         self.advance(ctx);
     }
 }
@@ -227,8 +232,13 @@ impl CacheReader {
         }
         let mut reports = Reports::default();
         while self.dirty.len() < self.parts.shared.config.flow.max_dirty_keys {
-            let next = self.ready.pop_front().or_else(|| self.missed.pop_front().map(|(_, event)| event));
-            let Some(event) = next.or_else(|| self.next_inbound()) else { break };
+            let next = self
+                .ready
+                .pop_front()
+                .or_else(|| self.missed.pop_front().map(|(_, event)| event));
+            let Some(event) = next.or_else(|| self.next_inbound()) else {
+                break;
+            };
             reports.dirty(event.ticket);
             self.hold_dirty(event, Dirtied::SourceAway, now, &mut reports);
         }
@@ -241,7 +251,14 @@ impl CacheReader {
             return;
         }
         let mut due = Vec::new();
-        let most = self.parts.shared.config.memcached.max_read_keys.min(self.parts.shared.permits.total() / 4).max(1);
+        let most = self
+            .parts
+            .shared
+            .config
+            .memcached
+            .max_read_keys
+            .min(self.parts.shared.permits.total() / 4)
+            .max(1);
         self.dirty.take_due(now, most, &mut due);
         if due.is_empty() {
             return;
@@ -356,7 +373,10 @@ impl CacheReader {
         self.parts.shared.take_bytes(reserved);
         let requests: Vec<LookRequest> = events
             .iter()
-            .map(|event| LookRequest { key: event.key.clone(), value: event.op != Op::Touch || event.full })
+            .map(|event| LookRequest {
+                key: event.key.clone(),
+                value: event.op != Op::Touch || event.full,
+            })
             .collect();
         let connection = self.connection.take();
         let address = self.parts.address.clone();
@@ -397,7 +417,11 @@ impl CacheReader {
 
     fn server_answered(&mut self) {
         if self.breaker.record_success() {
-            tracing::info!(flow = self.parts.shared.view.name, server = self.parts.address, "memcached answers again");
+            tracing::info!(
+                flow = self.parts.shared.view.name,
+                server = self.parts.address,
+                "memcached answers again"
+            );
         }
         if self.source_away_since.take().is_some() {
             self.dirty.source_back();
@@ -408,7 +432,9 @@ impl CacheReader {
         let now = Instant::now();
         if self.breaker.record_failure(now, rand::random()) {
             tracing::warn!(
-                flow = self.parts.shared.view.name, server = self.parts.address, error,
+                flow = self.parts.shared.view.name,
+                server = self.parts.address,
+                error,
                 "memcached does not answer, its keys wait"
             );
         }
@@ -450,7 +476,11 @@ impl CacheReader {
                 Looked::Hit { value, flags, ttl } => {
                     value_bytes += value.len();
                     values += 1;
-                    Seen::Value { value, flags, expiry: expiry(ttl) }
+                    Seen::Value {
+                        value,
+                        flags,
+                        expiry: expiry(ttl),
+                    }
                 }
                 Looked::Miss if event.op == Op::Delete => Seen::Nothing(Outcome::Deleted),
                 // The event may be ahead of the write: once more in a moment, while others pass.
@@ -467,7 +497,13 @@ impl CacheReader {
                     continue;
                 }
             };
-            let item = HeldItem { event, seen, looked_at: tick, session, looked };
+            let item = HeldItem {
+                event,
+                seen,
+                looked_at: tick,
+                session,
+                looked,
+            };
             bytes += item.bytes();
             self.outbox.push(item);
         }
@@ -487,7 +523,13 @@ impl CacheReader {
                 },
                 _ => Seen::Nothing(Outcome::Deleted),
             };
-            let item = HeldItem { event, seen, looked_at: tick, session, looked: now };
+            let item = HeldItem {
+                event,
+                seen,
+                looked_at: tick,
+                session,
+                looked: now,
+            };
             bytes += item.bytes();
             self.outbox.push(item);
         }
@@ -538,7 +580,7 @@ impl CacheReader {
             Dirtied::SourceAway => "source_away",
             Dirtied::Later { .. } => "later",
         };
-        self.parts.shared.instruments.count_look_again(&self.parts.shared.view.name, reason);
+        self.parts.shared.metrics.count_look_again(reason);
         if let Some(older) = self.dirty.insert(event, why, now) {
             reports.finished_dirty(older.ticket, Outcome::Superseded);
         }
@@ -558,9 +600,19 @@ impl CacheReader {
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
         let probe = (!self.dirty.is_empty()).then(|| self.breaker.probe_at()).flatten();
         let closed = matches!(self.breaker.state(Instant::now()), BreakerState::Closed);
-        let missed = if closed { self.missed.front().map(|(due, _)| *due) } else { None };
-        let dirty = if self.acquiring || !self.ready.is_empty() { None } else { self.dirty.next_due() };
-        let Some(next) = [probe, missed, dirty].into_iter().flatten().min() else { return };
+        let missed = if closed {
+            self.missed.front().map(|(due, _)| *due)
+        } else {
+            None
+        };
+        let dirty = if self.acquiring || !self.ready.is_empty() {
+            None
+        } else {
+            self.dirty.next_due()
+        };
+        let Some(next) = [probe, missed, dirty].into_iter().flatten().min() else {
+            return;
+        };
         if let Some((at, handle)) = self.timer {
             if at <= next && at > Instant::now() {
                 return;
@@ -568,7 +620,9 @@ impl CacheReader {
             ctx.cancel_future(handle);
         }
         // A moment at least: what is due now but cannot be done is woken by what it waits for.
-        let wait = next.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let wait = next
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
         let handle = ctx.run_later(wait, |act, ctx| {
             act.timer = None;
             act.advance(ctx);
@@ -585,7 +639,11 @@ impl CacheReader {
         let mut elsewhere = 0;
         for (server, keys, since) in self.dirty.waiting_for() {
             elsewhere += keys;
-            waits.push(WaitView { server: server.to_string(), keys, since });
+            waits.push(WaitView {
+                server: server.to_string(),
+                keys,
+                since,
+            });
         }
         let rest = self.dirty.len().saturating_sub(elsewhere);
         if rest > 0 {
@@ -593,9 +651,16 @@ impl CacheReader {
                 Some(since) => (self.parts.address.clone(), since),
                 None => (self.parts.shared.peer().region.clone(), Instant::now()),
             };
-            waits.push(WaitView { server, keys: rest, since });
+            waits.push(WaitView {
+                server,
+                keys: rest,
+                since,
+            });
         }
-        self.parts.shared.view.set_waits(self.parts.lane, self.parts.number, waits);
+        self.parts
+            .shared
+            .view
+            .set_waits(self.parts.lane, self.parts.number, waits);
     }
 }
 
@@ -612,7 +677,11 @@ fn remaining(ttl: Option<u32>, produced_at_ms: i64, wall_ms: i64) -> Option<Expi
     if ttl == 0 {
         return Some(Expiry::Never);
     }
-    let ends_ms = if ttl <= MAX_RELATIVE_TTL { produced_at_ms + i64::from(ttl) * 1000 } else { i64::from(ttl) * 1000 };
+    let ends_ms = if ttl <= MAX_RELATIVE_TTL {
+        produced_at_ms + i64::from(ttl) * 1000
+    } else {
+        i64::from(ttl) * 1000
+    };
     let seconds = (ends_ms - wall_ms) / 1000;
     (seconds > 0).then(|| Expiry::Seconds(seconds.min(i64::from(u32::MAX)) as u32))
 }
@@ -639,7 +708,11 @@ impl MeanSize {
         }
         let mean = bytes / values;
         // Falls by a quarter of the way per read, rises at once.
-        self.bytes = if mean >= self.bytes { mean } else { self.bytes - (self.bytes - mean).div_ceil(4) };
+        self.bytes = if mean >= self.bytes {
+            mean
+        } else {
+            self.bytes - (self.bytes - mean).div_ceil(4)
+        };
     }
 }
 
@@ -666,7 +739,10 @@ mod tests {
         assert_eq!(remaining(Some(10), 1_000, 1_000), Some(Expiry::Seconds(10)));
         assert_eq!(remaining(Some(10), 1_000, 1_001), Some(Expiry::Seconds(9)));
         assert_eq!(remaining(Some(10), 1_000, 11_000), None);
-        assert_eq!(remaining(Some(4_000_000), 0, 3_999_000_000), Some(Expiry::Seconds(1_000)));
+        assert_eq!(
+            remaining(Some(4_000_000), 0, 3_999_000_000),
+            Some(Expiry::Seconds(1_000))
+        );
         assert_eq!(remaining(None, 0, 0), None);
     }
 }

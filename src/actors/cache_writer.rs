@@ -125,7 +125,7 @@ impl CacheWriter {
     /// A writer for the server with this number; it connects at once.
     pub fn new(shared: Arc<AgentShared>, tick: Arc<AtomicU64>, server: usize) -> Self {
         let settings = &shared.config.memcached;
-        let backoff = Backoff::new(settings.backoff_initial, settings.backoff_max).unwrap_or_default();
+        let backoff = Backoff::clamped(settings.backoff_initial, settings.backoff_max);
         CacheWriter {
             stamps: StampTable::new(STAMP_SLOTS_LOG2),
             breaker: Breaker::new(settings.breaker_failures, backoff),
@@ -191,15 +191,27 @@ impl CacheWriter {
             self.advance(ctx);
             return;
         }
-        let Link::Ready(connection) = std::mem::replace(&mut self.link, Link::Calling) else { return };
+        let Link::Ready(connection) = std::mem::replace(&mut self.link, Link::Calling) else {
+            return;
+        };
         let started = call.started;
         self.call = Some(call);
-        ctx.spawn(write(connection, writes).into_actor(self).map(|done, act, ctx| act.written(done, ctx)));
+        ctx.spawn(
+            write(connection, writes)
+                .into_actor(self)
+                .map(|done, act, ctx| act.written(done, ctx)),
+        );
         let limit = self.shared.config.memcached.timeout;
         ctx.run_later(limit, move |act, ctx| {
-            let Some(call) = act.call.as_mut().filter(|call| call.started == started) else { return };
+            let Some(call) = act.call.as_mut().filter(|call| call.started == started) else {
+                return;
+            };
             call.slow = true;
-            tracing::warn!(server = act.address(), ?limit, "memcached does not answer a write, the call is kept");
+            tracing::warn!(
+                server = act.address(),
+                ?limit,
+                "memcached does not answer a write, the call is kept"
+            );
             act.show();
             act.advance(ctx);
         });
@@ -209,12 +221,19 @@ impl CacheWriter {
     fn collect(&mut self) -> (Call, Vec<Write>) {
         let now = Instant::now();
         let wall = wall_ms();
-        let mut call = Call { parts: Vec::new(), sent: Vec::new(), started: now, slow: false };
+        let mut call = Call {
+            parts: Vec::new(),
+            sent: Vec::new(),
+            started: now,
+            slow: false,
+        };
         let mut writes = Vec::new();
         let mut bytes = 0;
         while writes.len() < MAX_ITEMS && bytes < MAX_BYTES {
             // The slot goes back when this turn of the loop ends: the contents are in the call.
-            let Some((part, _slot)) = self.queue.pop_front() else { break };
+            let Some((part, _slot)) = self.queue.pop_front() else {
+                break;
+            };
             if !part.live.load(SeqCst) {
                 continue;
             }
@@ -225,13 +244,19 @@ impl CacheWriter {
                     results.push((index, Some(Status::LookAgain)));
                     continue;
                 }
-                let age_us = item.age_us + part.held_us + now.saturating_duration_since(part.received).as_micros() as u64;
+                let age_us =
+                    item.age_us + part.held_us + now.saturating_duration_since(part.received).as_micros() as u64;
                 let max_value = self.shared.config.caches[item.cache as usize].max_value_bytes;
                 bytes += item.value.len() + item.key.len();
                 let touch = item.op == ItemOp::Touch;
                 let (write, status) = as_write(item, age_us, wall, max_value);
                 writes.push(write);
-                call.sent.push(Sent { part: call.parts.len(), index, status, touch });
+                call.sent.push(Sent {
+                    part: call.parts.len(),
+                    index,
+                    status,
+                    touch,
+                });
             }
             call.parts.push(Answering {
                 live: part.live,
@@ -280,7 +305,9 @@ impl CacheWriter {
                 self.link = Link::None;
                 self.breaker.record_failure(now, rand::random());
                 for sent in call.sent.drain(..) {
-                    call.parts[sent.part].results.push((sent.index, Some(Status::LookAgain)));
+                    call.parts[sent.part]
+                        .results
+                        .push((sent.index, Some(Status::LookAgain)));
                 }
                 self.connect(ctx);
             }
@@ -298,7 +325,14 @@ impl CacheWriter {
             self.count(&part.results);
             if part.live.load(SeqCst) {
                 let (batch, server) = (part.batch, self.server);
-                part.reply.do_send(ItemsApplied { batch, server, results: part.results, tick, queued_us, applied_us });
+                part.reply.do_send(ItemsApplied {
+                    batch,
+                    server,
+                    results: part.results,
+                    tick,
+                    queued_us,
+                    applied_us,
+                });
             }
         }
     }
@@ -306,7 +340,11 @@ impl CacheWriter {
     /// The server does not take writes: what waits is told to come back, which frees its window and permits.
     fn answer_later(&mut self) {
         for (part, _slot) in std::mem::take(&mut self.queue) {
-            let results: Vec<_> = part.items.iter().map(|(index, _)| (*index, Some(Status::Later))).collect();
+            let results: Vec<_> = part
+                .items
+                .iter()
+                .map(|(index, _)| (*index, Some(Status::Later)))
+                .collect();
             self.count(&results);
             part.reply.do_send(ItemsApplied {
                 batch: part.batch,
@@ -340,7 +378,10 @@ impl CacheWriter {
             match tokio::time::timeout(settings.timeout, connection.noop()).await {
                 Ok(answer) => answer?,
                 Err(_) => {
-                    return Err(MemcachedError::ConnectTimeout { address, timeout: settings.timeout });
+                    return Err(MemcachedError::ConnectTimeout {
+                        address,
+                        timeout: settings.timeout,
+                    });
                 }
             }
             tokio::time::sleep(settle).await;
@@ -383,18 +424,36 @@ type Done = Result<(Box<Connection>, Vec<Applied>), MemcachedError>;
 async fn write(mut connection: Box<Connection>, writes: Vec<Write>) -> Done {
     let mut results = Vec::with_capacity(writes.len());
     connection.apply(&writes, &mut results).await?;
-    let large = results.iter().zip(&writes).filter(|(result, _)| matches!(result, Applied::TooLarge));
-    let removals: Vec<Write> = large.map(|(_, write)| Write { key: write.key.clone(), op: WriteOp::Delete }).collect();
+    let large = results
+        .iter()
+        .zip(&writes)
+        .filter(|(result, _)| matches!(result, Applied::TooLarge));
+    let removals: Vec<Write> = large
+        .map(|(_, write)| Write {
+            key: write.key.clone(),
+            op: WriteOp::Delete,
+        })
+        .collect();
     if !removals.is_empty() {
         // What cannot be stored must not leave the old copy behind.
-        connection.apply(&removals, &mut Vec::with_capacity(removals.len())).await?;
+        connection
+            .apply(&removals, &mut Vec::with_capacity(removals.len()))
+            .await?;
     }
     Ok((connection, results))
 }
 
 /// An item as a write, and how it ends if that is not simply applied. `age_us` is the time since the look.
 fn as_write(item: Item, age_us: u64, wall_ms: i64, max_value: usize) -> (Write, Option<Status>) {
-    let remove = |key, status| (Write { key, op: WriteOp::Delete }, status);
+    let remove = |key, status| {
+        (
+            Write {
+                key,
+                op: WriteOp::Delete,
+            },
+            status,
+        )
+    };
     let expiry = match item.expiry {
         Expiry::Never => Some(0),
         Expiry::Seconds(seconds) => exptime(seconds, age_us, wall_ms),
@@ -404,10 +463,20 @@ fn as_write(item: Item, age_us: u64, wall_ms: i64, max_value: usize) -> (Write, 
         (_, None) => remove(item.key, Some(Status::Expired)),
         (ItemOp::Set, _) if item.value.len() > max_value => remove(item.key, Some(Status::TooLarge)),
         (ItemOp::Set, Some(expiry)) => {
-            let op = WriteOp::Set { value: item.value, flags: item.flags, expiry };
+            let op = WriteOp::Set {
+                value: item.value,
+                flags: item.flags,
+                expiry,
+            };
             (Write { key: item.key, op }, None)
         }
-        (ItemOp::Touch, Some(expiry)) => (Write { key: item.key, op: WriteOp::Touch { expiry } }, None),
+        (ItemOp::Touch, Some(expiry)) => (
+            Write {
+                key: item.key,
+                op: WriteOp::Touch { expiry },
+            },
+            None,
+        ),
     }
 }
 

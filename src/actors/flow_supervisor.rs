@@ -121,7 +121,10 @@ impl FlowSupervisor {
         let mut first_server = 0;
         let mut caches = Vec::with_capacity(parts.rings.len());
         for ring in &parts.rings {
-            caches.push(RelayCache { ring: ring.clone(), first_server });
+            caches.push(RelayCache {
+                ring: ring.clone(),
+                first_server,
+            });
             first_server += ring.servers();
         }
         let config = &parts.config;
@@ -136,6 +139,7 @@ impl FlowSupervisor {
             bytes: ByteBudget::new(config.flow.max_in_flight_bytes),
             consumers: RwLock::default(),
             mailboxes: parts.mailboxes.clone(),
+            metrics: parts.instruments.flow(&parts.view.name),
             instruments: parts.instruments.clone(),
         });
         FlowSupervisor {
@@ -186,13 +190,20 @@ impl FlowSupervisor {
             address: self.address.clone(),
         };
         let link = Supervisor::start_in_arbiter(&handle, move |_| RemoteLink::new(link_parts));
-        let to_link = Handoff::new(link.clone().recipient(), mailbox.remote_link, gauges.remote_link.clone());
+        let to_link = Handoff::new(
+            link.clone().recipient(),
+            mailbox.remote_link,
+            gauges.remote_link.clone(),
+        );
 
         let (its_shared, its_clock) = (shared.clone(), clock.clone());
         let coalescer =
             BatchCoalescer::start_in_arbiter(&handle, move |_| BatchCoalescer::new(its_shared, its_clock, to_link));
-        let to_coalescer =
-            Handoff::new(coalescer.clone().recipient(), mailbox.batch_coalescer, gauges.batch_coalescer.clone());
+        let to_coalescer = Handoff::new(
+            coalescer.clone().recipient(),
+            mailbox.batch_coalescer,
+            gauges.batch_coalescer.clone(),
+        );
 
         let mut readers = Vec::new();
         for (cache, policy) in shared.config.caches.iter().enumerate() {
@@ -210,7 +221,12 @@ impl FlowSupervisor {
             }
         }
         link.do_send(MeetReaders(readers.clone()));
-        Lane { arbiter, link, coalescer, readers }
+        Lane {
+            arbiter,
+            link,
+            coalescer,
+            readers,
+        }
     }
 
     fn start_poll_thread(&self, ctx: &mut Context<Self>) -> std::io::Result<PollThread> {
@@ -246,7 +262,12 @@ impl FlowSupervisor {
                 _ => None,
             }
         });
-        let consumer = || self.consumers.values().any(|consumer| !consumer.connected()).then_some("partition_consumer");
+        let consumer = || {
+            self.consumers
+                .values()
+                .any(|consumer| !consumer.connected())
+                .then_some("partition_consumer")
+        };
         if let Some(actor) = gone.or_else(consumer).or_else(|| self.stalled()) {
             self.fail(actor, ctx);
         }
@@ -257,7 +278,9 @@ impl FlowSupervisor {
         let (accounts, _, _) = self.shared.view.accounts.total();
         let ended: u64 = Outcome::ALL.iter().map(|outcome| accounts.ended(*outcome)).sum();
         let links = self.shared.view.links();
-        let open = links.iter().all(|link| link.as_ref().is_some_and(|link| link.state == "open"));
+        let open = links
+            .iter()
+            .all(|link| link.as_ref().is_some_and(|link| link.state == "open"));
         let waits = !self.shared.view.waits().is_empty();
         let now = Instant::now();
         if ended != self.progress.0 || accounts.in_flight == 0 || !open || waits {
@@ -267,7 +290,11 @@ impl FlowSupervisor {
         if now - self.progress.1 < STALLED_AFTER {
             return None;
         }
-        tracing::error!(flow = self.shared.view.name, in_flight = accounts.in_flight, "no outcome although there is work");
+        tracing::error!(
+            flow = self.shared.view.name,
+            in_flight = accounts.in_flight,
+            "no outcome although there is work"
+        );
         Some("watchdog")
     }
 
@@ -290,7 +317,7 @@ impl FlowSupervisor {
                 poll.join();
             }
         });
-        ctx.spawn(async move { join.await }.into_actor(self).map(move |_, act, ctx| {
+        ctx.spawn(join.into_actor(self).map(move |_, act, ctx| {
             tell(act);
             ctx.stop();
         }));
@@ -320,7 +347,13 @@ impl Handler<PartitionsAssigned> for FlowSupervisor {
     fn handle(&mut self, PartitionsAssigned(queues): PartitionsAssigned, ctx: &mut Self::Context) {
         let Some(commands) = self.commands.clone() else { return };
         for queue in queues {
-            let Some(cache) = self.shared.config.caches.iter().position(|cache| cache.topic == queue.at.topic) else {
+            let Some(cache) = self
+                .shared
+                .config
+                .caches
+                .iter()
+                .position(|cache| cache.topic == queue.at.topic)
+            else {
                 continue;
             };
             let id = self.parts.consumer_ids.fetch_add(1, Relaxed);
@@ -374,14 +407,16 @@ impl Handler<DrainFlow> for FlowSupervisor {
             let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(2);
             answer.recv_timeout(patience).ok()
         });
-        ctx.spawn(async move { drain.await }.into_actor(self).map(|released, act, ctx| {
+        ctx.spawn(drain.into_actor(self).map(|released, act, ctx| {
             let released = match released {
                 Ok(Some(released)) => released,
                 // No answer: whatever is in flight will be replayed.
                 _ => act.shared.view.accounts.total().0.in_flight_total(),
             };
             let peer = act.shared.view.peer;
-            act.take_down(ctx, move |act| act.parts.drained.do_send(FlowDrained { peer, released }));
+            act.take_down(ctx, move |act| {
+                act.parts.drained.do_send(FlowDrained { peer, released })
+            });
         }));
     }
 }

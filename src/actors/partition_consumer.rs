@@ -103,10 +103,15 @@ impl Actor for PartitionConsumer {
     fn started(&mut self, ctx: &mut Self::Context) {
         let reports = ctx.address().recipient();
         let consumers = &self.parts.shared.consumers;
-        consumers.write().unwrap_or_else(PoisonError::into_inner).insert(self.parts.id, reports);
+        consumers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(self.parts.id, reports);
         self.publish();
         ctx.run_interval(self.parts.shared.config.kafka.commit_interval, |act, _| act.commit());
-        self.parts.queue.attach(ctx.address().recipient(), ctx.address().recipient());
+        self.parts
+            .queue
+            .attach(ctx.address().recipient(), ctx.address().recipient());
     }
 }
 
@@ -249,10 +254,15 @@ impl PartitionConsumer {
             cache: self.parts.cache,
             op: event.op,
             ttl: event.ttl,
-            ver: event.ver.unwrap_or_else(|| hlc::from_millis(record.produced_at_ms.max(0) as u64)),
+            ver: event
+                .ver
+                .unwrap_or_else(|| hlc::from_millis(record.produced_at_ms.max(0) as u64)),
             origin,
             produced_at_ms: record.produced_at_ms,
-            ticket: Ticket { consumer: self.parts.id, seq },
+            ticket: Ticket {
+                consumer: self.parts.id,
+                seq,
+            },
             attempts: 0,
             full: false,
             missed: false,
@@ -281,7 +291,7 @@ impl PartitionConsumer {
         self.waiting = Some(handle);
     }
 
-    fn split(&mut self, events: Vec<HeldEvent>, mut taken: TakenPermits, ctx: &mut Context<Self>) {
+    fn split(&mut self, events: Vec<HeldEvent>, taken: TakenPermits, ctx: &mut Context<Self>) {
         let shared = &self.parts.shared;
         let cache = &shared.caches[self.parts.cache as usize];
         let lanes = self.parts.readers.len();
@@ -297,10 +307,18 @@ impl PartitionConsumer {
             }
             let numbered = shares.into_iter().enumerate().filter(|(_, share)| !share.is_empty());
             numbered
-                .map(|(n, share)| (n / cache.ring.servers(), cache.first_server + n % cache.ring.servers(), share))
+                .map(|(n, share)| {
+                    (
+                        n / cache.ring.servers(),
+                        cache.first_server + n % cache.ring.servers(),
+                        share,
+                    )
+                })
                 .collect()
         };
         let send = async move {
+            // All of it, not a copy of its count: dropped half way, it gives back what is left.
+            let mut taken = taken;
             for (lane, server, events) in shares {
                 let count = events.len();
                 if readers[lane][server].send(LookAt { events }).await.is_err() {
@@ -323,8 +341,12 @@ impl PartitionConsumer {
         let producer = self.parts.producer.clone();
         let topic = shared.config.kafka.dead_letter_topic_for(&self.parts.queue.at.topic);
         tracing::warn!(
-            flow = shared.view.name, topic = self.parts.queue.at.topic, partition = self.parts.queue.at.partition,
-            offset = letter.offset, reason = letter.reason, "event cannot be replicated, handing it to the dead-letter topic"
+            flow = shared.view.name,
+            topic = self.parts.queue.at.topic,
+            partition = self.parts.queue.at.partition,
+            offset = letter.offset,
+            reason = letter.reason,
+            "event cannot be replicated, handing it to the dead-letter topic"
         );
         self.dead_letters += 1;
         let produce = async move {
@@ -344,7 +366,10 @@ impl PartitionConsumer {
 
     fn commit(&mut self) {
         if let Some(offset) = self.tracker.commit_due() {
-            let _ = self.parts.commands.send(PollCommand::Commit(self.parts.queue.at.clone(), offset));
+            let _ = self
+                .parts
+                .commands
+                .send(PollCommand::Commit(self.parts.queue.at.clone(), offset));
         }
         // The offset lag moves also when nothing happens here.
         self.publish();
@@ -381,10 +406,17 @@ impl PartitionConsumer {
         let Some(revoke) = self.revoke.take() else { return };
         let released = self.tracker.release_open();
         let shared = &self.parts.shared;
-        shared.consumers.write().unwrap_or_else(PoisonError::into_inner).remove(&self.parts.id);
+        shared
+            .consumers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.parts.id);
         shared.view.accounts.retire(self.parts.id, &self.tracker.accounts());
         self.parts.ended.do_send(PartitionEnded(self.parts.id));
-        let _ = revoke.reply.send(Revoked { watermark: self.tracker.watermark(), released });
+        let _ = revoke.reply.send(Revoked {
+            watermark: self.tracker.watermark(),
+            released,
+        });
         ctx.stop();
     }
 }
@@ -419,7 +451,11 @@ impl DeadLetter {
             reason,
             key: chunk.key(record),
             value: chunk.value(record).to_vec(),
-            headers: record.extra.as_ref().map(|extra| extra.headers.clone()).unwrap_or_default(),
+            headers: record
+                .extra
+                .as_ref()
+                .map(|extra| extra.headers.clone())
+                .unwrap_or_default(),
             produced_at_ms: record.produced_at_ms,
         }
     }
@@ -451,7 +487,7 @@ impl FlowShared {
     pub fn lag(&self, stage: Stage, produced_at_ms: i64) {
         let us = (wall_ms() - produced_at_ms).max(0) * 1000;
         self.view.lag(stage, us);
-        self.instruments.record_stage_lag(&self.view.name, stage.name(), us as f64 / 1e6);
+        self.metrics.record_stage_lag(stage.name(), us as f64 / 1e6);
     }
 }
 

@@ -88,7 +88,8 @@ impl RegionSupervisor {
     fn start_flow(flow: &mut Flow) {
         let arbiter = Arbiter::new();
         let (parts, address) = (flow.parts.clone(), flow.address.clone());
-        let supervisor = FlowSupervisor::start_in_arbiter(&arbiter.handle(), move |_| FlowSupervisor::new(parts, address));
+        let supervisor =
+            FlowSupervisor::start_in_arbiter(&arbiter.handle(), move |_| FlowSupervisor::new(parts, address));
         flow.running = Some((arbiter, supervisor));
     }
 
@@ -107,14 +108,24 @@ impl RegionSupervisor {
             let (its_shared, its_tick) = (shared.clone(), tick.clone());
             let writer =
                 CacheWriter::start_in_arbiter(&handle, move |_| CacheWriter::new(its_shared, its_tick, server));
-            handoffs.push(Handoff::new(writer.clone().recipient(), slots, shared.mailboxes.cache_writer.clone()));
+            handoffs.push(Handoff::new(
+                writer.clone().recipient(),
+                slots,
+                shared.mailboxes.cache_writer.clone(),
+            ));
             writers.push(writer);
         }
-        let parts = AgentListenerParts { shared: shared.clone(), tick, writers: handoffs };
-        let listener = Supervisor::start_in_arbiter(&handle, move |_| {
-            AgentListener::new(parts, socket)
+        let parts = AgentListenerParts {
+            shared: shared.clone(),
+            tick,
+            writers: handoffs,
+        };
+        let listener = Supervisor::start_in_arbiter(&handle, move |_| AgentListener::new(parts, socket));
+        self.agent = Some(Agent {
+            arbiter,
+            listener,
+            writers,
         });
-        self.agent = Some(Agent { arbiter, listener, writers });
         Ok(())
     }
 
@@ -148,7 +159,11 @@ impl RegionSupervisor {
             .flows
             .iter()
             .enumerate()
-            .filter(|(_, flow)| flow.running.as_ref().is_some_and(|(_, supervisor)| !supervisor.connected()))
+            .filter(|(_, flow)| {
+                flow.running
+                    .as_ref()
+                    .is_some_and(|(_, supervisor)| !supervisor.connected())
+            })
             .map(|(n, _)| n)
             .collect();
         for n in dead {
@@ -173,7 +188,9 @@ impl RegionSupervisor {
     }
 
     fn rebuild_flow(&mut self, n: usize, actor: &'static str, ctx: &mut Context<Self>) {
-        let Some((arbiter, _)) = self.flows[n].running.take() else { return };
+        let Some((arbiter, _)) = self.flows[n].running.take() else {
+            return;
+        };
         let name = self.flows[n].parts.view.name.clone();
         if !self.restart(actor, &name, ctx) {
             return;
@@ -181,7 +198,7 @@ impl RegionSupervisor {
         // Joined first: an old actor that still ran would report into the accounts of the new one.
         arbiter.stop();
         let join = tokio::task::spawn_blocking(move || arbiter.join());
-        ctx.spawn(async move { join.await }.into_actor(self).map(move |_, act, _| {
+        ctx.spawn(join.into_actor(self).map(move |_, act, _| {
             act.flows[n].parts.view.reset();
             if act.deadline.is_none() {
                 Self::start_flow(&mut act.flows[n]);
@@ -190,7 +207,10 @@ impl RegionSupervisor {
     }
 
     fn finish_drain(&mut self, deadline: Instant, _: &mut Context<Self>) {
-        let flows = self.flows.iter().all(|flow| flow.drained.is_some() || flow.running.is_none());
+        let flows = self
+            .flows
+            .iter()
+            .all(|flow| flow.drained.is_some() || flow.running.is_none());
         let sessions = self.agent_shared.session_views().is_empty();
         if flows && (sessions || Instant::now() >= deadline) {
             let left: u64 = self.flows.iter().filter_map(|flow| flow.drained).sum();
@@ -220,7 +240,12 @@ impl Actor for RegionSupervisor {
         }
         if let Some(make) = self.make_flows.take() {
             for (parts, address) in make(ctx.address().recipient(), ctx.address().recipient()) {
-                let mut flow = Flow { parts, address, running: None, drained: None };
+                let mut flow = Flow {
+                    parts,
+                    address,
+                    running: None,
+                    drained: None,
+                };
                 Self::start_flow(&mut flow);
                 self.flows.push(flow);
             }
@@ -254,7 +279,11 @@ impl Handler<Terminate> for RegionSupervisor {
 
     fn handle(&mut self, _: Terminate, _: &mut Self::Context) {
         if self.deadline.is_some() {
-            let left: u64 = self.flows.iter().map(|flow| flow.parts.view.accounts.total().0.in_flight_total()).sum();
+            let left: u64 = self
+                .flows
+                .iter()
+                .map(|flow| flow.parts.view.accounts.total().0.in_flight_total())
+                .sum();
             tracing::warn!(events = left, "second signal, ending at once");
             self.stop(if left > 0 { EXIT_WORK_LEFT } else { EXIT_DONE });
             return;

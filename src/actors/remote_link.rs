@@ -165,7 +165,7 @@ impl RemoteLink {
             readers: Vec::new(),
             state: State::Waiting,
             epoch: 0,
-            backoff: Backoff::new(link.backoff_initial, link.backoff_max).unwrap_or_default(),
+            backoff: Backoff::clamped(link.backoff_initial, link.backoff_max),
             waiting: VecDeque::new(),
             outstanding: BTreeMap::new(),
             next_batch: 0,
@@ -232,7 +232,11 @@ impl Handler<Received> for RemoteLink {
             Ok(Frame::Ack(ack)) => self.acked(ack, ctx),
             Ok(Frame::Pong(pong)) => self.ponged(&pong),
             Ok(Frame::GoAway(away)) => {
-                tracing::info!(flow = self.parts.shared.view.name, reason = away.reason, "peer is leaving");
+                tracing::info!(
+                    flow = self.parts.shared.view.name,
+                    reason = away.reason,
+                    "peer is leaving"
+                );
                 open.leaving = true;
                 self.set_view("draining");
                 self.leave_if_done(ctx);
@@ -291,13 +295,21 @@ impl RemoteLink {
                 accepted[cache] = *status == CacheStatus::Accepted;
             }
             if *status != CacheStatus::Accepted {
-                tracing::warn!(flow = shared.view.name, cache = name, ?status, "peer does not take this cache, its keys wait");
+                tracing::warn!(
+                    flow = shared.view.name,
+                    cache = name,
+                    ?status,
+                    "peer does not take this cache, its keys wait"
+                );
             }
         }
         self.epoch += 1;
         let session = self.epoch;
         if session > 1 {
-            shared.view.reconnects.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            shared
+                .view
+                .reconnects
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         let room = ack.max_frame_bytes.min(ack.max_batch_raw_bytes) as usize;
         let terms = SessionTerms {
@@ -308,15 +320,25 @@ impl RemoteLink {
         };
         self.parts.clock.begin(session, ack.tick, &terms);
         tracing::info!(
-            flow = shared.view.name, lane = self.parts.lane, peer_session = ack.session, window = ack.window_bytes,
-            software = ack.software, "session open"
+            flow = shared.view.name,
+            lane = self.parts.lane,
+            peer_session = ack.session,
+            window = ack.window_bytes,
+            software = ack.software,
+            "session open"
         );
         let (read, write) = tokio::io::split(stream);
         let (writer, outgoing) = mpsc::channel(WRITER_FRAMES);
         let address = ctx.address();
         ctx.spawn(write_frames(write, outgoing, session, address.clone()).into_actor(self));
         ctx.spawn(read_frames(read, buffered, limits(), session, address).into_actor(self));
-        self.state = State::Open(Session { writer, window: ack.window_bytes, used: 0, heard: Instant::now(), leaving: false });
+        self.state = State::Open(Session {
+            writer,
+            window: ack.window_bytes,
+            used: 0,
+            heard: Instant::now(),
+            leaving: false,
+        });
         self.view.last_error = None;
         self.set_view("open");
         self.tell_readers();
@@ -341,7 +363,9 @@ impl RemoteLink {
             };
             if stray {
                 // Its looks were made before this session began: they may be older than what the peer has by now.
-                let Some((batch, _slot)) = self.waiting.pop_front() else { break };
+                let Some((batch, _slot)) = self.waiting.pop_front() else {
+                    break;
+                };
                 self.parts.shared.give_bytes(batch.bytes);
                 strays.extend(batch.items);
                 continue;
@@ -353,21 +377,33 @@ impl RemoteLink {
                 break;
             }
             let Ok(permit) = open.writer.try_reserve() else { break };
-            let Some((batch, _slot)) = self.waiting.pop_front() else { break };
+            let Some((batch, _slot)) = self.waiting.pop_front() else {
+                break;
+            };
             let id = self.next_batch;
             self.next_batch += 1;
             let held_us = batch.encoded_at.elapsed().as_micros() as u64;
             let frame = batch.encoded.into_frame(id, held_us);
             let mut head = BytesMut::with_capacity(wire::BATCH_OVERHEAD);
             wire::encode_batch_head(&frame, &mut head);
-            permit.send(Outgoing { head: head.freeze(), payload: frame.payload });
+            permit.send(Outgoing {
+                head: head.freeze(),
+                payload: frame.payload,
+            });
             open.used += size;
             if let Some(last) = batch.items.last() {
                 self.parts.shared.lag(Stage::Sent, last.event.produced_at_ms);
             }
             let items: Vec<_> = batch.items.into_iter().map(Some).collect();
-            self.outstanding
-                .insert(id, Outstanding { open: items.len(), items, bytes: batch.bytes, window: size });
+            self.outstanding.insert(
+                id,
+                Outstanding {
+                    open: items.len(),
+                    items,
+                    bytes: batch.bytes,
+                    window: size,
+                },
+            );
         }
         if !strays.is_empty() {
             let mut reports = Reports::default();
@@ -398,7 +434,9 @@ impl RemoteLink {
         let mut answered: Vec<(usize, Vec<(u16, Bytes)>)> = Vec::new();
         let mut newest = None;
         for (index, exception) in ack.finished() {
-            let Some(item) = batch.items[index as usize].take() else { continue };
+            let Some(item) = batch.items[index as usize].take() else {
+                continue;
+            };
             batch.open -= 1;
             newest = Some(item.event.produced_at_ms);
             let status = exception.map(|exception| exception.status);
@@ -420,7 +458,9 @@ impl RemoteLink {
                     dirty.add(&self.parts.shared, item.event, Dirtied::LookAgain, &mut reports);
                 }
                 Some(Status::Later | Status::Refused) => {
-                    let server = exception.and_then(|e| ack.servers.get(e.server as usize)).map(String::as_str);
+                    let server = exception
+                        .and_then(|e| ack.servers.get(e.server as usize))
+                        .map(String::as_str);
                     let server: Arc<str> = server.unwrap_or(&self.parts.shared.peer().region).into();
                     dirty.add(&self.parts.shared, item.event, Dirtied::Later { server }, &mut reports);
                 }
@@ -473,9 +513,22 @@ impl RemoteLink {
     fn ping(&mut self) {
         let State::Open(open) = &self.state else { return };
         let mut frame = BytesMut::new();
-        wire::encode(&Frame::Ping(Ping { id: self.next_ping, sent_us: wall_us() }), &mut frame);
+        wire::encode(
+            &Frame::Ping(Ping {
+                id: self.next_ping,
+                sent_us: wall_us(),
+            }),
+            &mut frame,
+        );
         // A writer without room is busy with batches, whose acks say as much.
-        if open.writer.try_send(Outgoing { head: frame.freeze(), payload: Bytes::new() }).is_ok() {
+        if open
+            .writer
+            .try_send(Outgoing {
+                head: frame.freeze(),
+                payload: Bytes::new(),
+            })
+            .is_ok()
+        {
             self.next_ping += 1;
         }
     }
@@ -513,9 +566,20 @@ impl RemoteLink {
         dirty.send(&self.readers);
         let text = error.to_string();
         if was_open {
-            tracing::warn!(flow = self.parts.shared.view.name, lane = self.parts.lane, error = text, dirty_keys = keys, "session ended");
+            tracing::warn!(
+                flow = self.parts.shared.view.name,
+                lane = self.parts.lane,
+                error = text,
+                dirty_keys = keys,
+                "session ended"
+            );
         } else if self.view.last_error.as_deref() != Some(&text) {
-            tracing::warn!(flow = self.parts.shared.view.name, lane = self.parts.lane, error = text, "no session, dialling on");
+            tracing::warn!(
+                flow = self.parts.shared.view.name,
+                lane = self.parts.lane,
+                error = text,
+                "no session, dialling on"
+            );
         }
         self.view.last_error = Some(text);
         self.set_view("waiting");
@@ -629,7 +693,14 @@ async fn read_frames(
             match decoder.decode(&mut buffer) {
                 // Awaited: one frame at a time is in the link's mailbox.
                 Ok(Some(frame)) => {
-                    if link.send(Received { session, what: Ok(frame) }).await.is_err() {
+                    if link
+                        .send(Received {
+                            session,
+                            what: Ok(frame),
+                        })
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -644,7 +715,12 @@ async fn read_frames(
             Err(error) => break error.into(),
         }
     };
-    let _ = link.send(Received { session, what: Err(error) }).await;
+    let _ = link
+        .send(Received {
+            session,
+            what: Err(error),
+        })
+        .await;
 }
 
 async fn write_frames(

@@ -116,6 +116,19 @@ fn a_refused_key_waits_longer_each_time_also_for_a_newer_event() {
 }
 
 #[test]
+fn a_refusal_while_the_longest_wait_goes_on_starts_it_anew() {
+    let (mut set, now) = set_of([(
+        Event {
+            attempts: 20,
+            ..event("a", 0)
+        },
+        Dirtied::LookAgain,
+    )]);
+    set.insert(event("a", 1), Dirtied::LookAgain, now + 40 * MS);
+    assert_eq!(set.next_due(), Some(now + 140 * MS));
+}
+
+#[test]
 fn keys_of_a_source_that_is_away_wait_until_it_is_back() {
     let (mut set, now) = set_of([
         (event("a", 0), Dirtied::SourceAway),

@@ -363,7 +363,7 @@ async fn a_batch_larger_than_every_buffer_does_not_dead_lock() {
     let reads = vec![read(key); 60_000];
     let mut out = Vec::new();
     // The limit only turns a dead-lock into a failure.
-    tokio::time::timeout(Duration::from_secs(60), connection.look(&reads, &mut out))
+    tokio::time::timeout(Duration::from_secs(20), connection.look(&reads, &mut out))
         .await
         .unwrap()
         .unwrap();

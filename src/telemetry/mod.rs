@@ -1,1 +1,275 @@
-//! Placeholder until the module lands.
+//! Logs, metrics and the threads they live on.
+//!
+//! The gRPC exporter needs a tokio runtime and can deadlock a current-thread one, as actix's is, when it shuts down
+//! (DESIGN section 8). So telemetry and the admin interface have a multi-thread runtime of their own, with one worker.
+
+mod instruments;
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry_otlp::{ExporterBuildError, MetricExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkError;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use prometheus::Registry;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+use crate::admin::{self, AdminError, StatusSource};
+use crate::config::LogFormat;
+
+pub use instruments::{FlowInstruments, Instruments};
+
+/// What is logged, in `tracing-subscriber`'s filter language: `info`, `evrepl=debug,rdkafka=warn`.
+pub const LOG_VARIABLE: &str = "EVREPL_LOG";
+
+/// How often metrics are exported: often enough for a dashboard to follow an incident, cheap at any rate.
+const EXPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// How long one export may take; below [`EXPORT_EVERY`], so that exports never queue.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why telemetry cannot start or did not end in order. None is worth a retry: what helps is another configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// `EVREPL_LOG` is no filter.
+    #[error("{LOG_VARIABLE}: {0}")]
+    Filter(#[from] ParseError),
+    /// `EVREPL_LOG` is not UTF-8.
+    #[error("{LOG_VARIABLE} is not utf-8")]
+    FilterNotUtf8,
+    /// The process logs already.
+    #[error("logging was started twice")]
+    Twice(#[source] TryInitError),
+    /// No threads.
+    #[error("cannot start the telemetry runtime: {0}")]
+    Runtime(#[source] io::Error),
+    /// `telemetry.otlp_endpoint` cannot be used.
+    #[error("cannot export metrics to {endpoint}: {source}")]
+    Exporter {
+        endpoint: String,
+        source: ExporterBuildError,
+    },
+    /// The metrics cannot be offered on `/metrics`.
+    #[error("cannot offer metrics: {0}")]
+    Registry(#[source] OTelSdkError),
+    /// The last export, or the last request, did not end within the limit. Nothing but numbers is lost.
+    #[error("telemetry did not end within {limit:?}")]
+    Unfinished { limit: Duration },
+}
+
+/// Starts logging, to standard error: `EVREPL_LOG` says what, `info` unless it is set.
+///
+/// # Errors
+///
+/// [`TelemetryError::Filter`], or [`TelemetryError::Twice`]: there is one logger a process.
+pub fn start_logging(format: LogFormat) -> Result<(), TelemetryError> {
+    let filter = log_filter(env::var_os(LOG_VARIABLE))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    let started = match format {
+        LogFormat::Text => subscriber.with_ansi(io::stderr().is_terminal()).finish().try_init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).finish().try_init(),
+    };
+    started.map_err(TelemetryError::Twice)
+}
+
+fn log_filter(set: Option<OsString>) -> Result<EnvFilter, TelemetryError> {
+    let set = set.unwrap_or_default();
+    match set.to_str().map(str::trim) {
+        None => Err(TelemetryError::FilterNotUtf8),
+        Some("") => Ok(EnvFilter::new("info")),
+        Some(filter) => Ok(EnvFilter::try_new(filter)?),
+    }
+}
+
+/// Who the metrics are about, and where they go.
+#[derive(Clone, Debug)]
+pub struct TelemetryOptions {
+    /// This region.
+    pub region: String,
+    /// This process in the region.
+    pub node: String,
+    /// An OTLP/gRPC receiver, `http://host:4317`; `None`: nothing is exported.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// Starts the telemetry runtime and the instruments. An endpoint that cannot be reached is no error: exports are tried
+/// again, and their failures are logged.
+///
+/// # Errors
+///
+/// [`TelemetryError::Runtime`], [`TelemetryError::Exporter`] or [`TelemetryError::Registry`].
+pub fn start(options: &TelemetryOptions) -> Result<TelemetryHandle, TelemetryError> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("telemetry")
+        .enable_all()
+        .build()
+        .map_err(TelemetryError::Runtime)?;
+    let registry = Registry::new();
+    let exposed = opentelemetry_prometheus::exporter()
+        .with_registry(registry.clone())
+        // The names are public as they stand in `Instruments`: nothing is appended to them.
+        .without_units()
+        .without_counter_suffixes()
+        .without_target_info()
+        .scope_info_enabled(false)
+        .build()
+        .map_err(TelemetryError::Registry)?;
+    let resource = Resource::builder()
+        .with_service_name("evrepl")
+        .with_attributes([
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("service.instance.id", options.node.clone()),
+            KeyValue::new("cloud.region", options.region.clone()),
+        ])
+        .build();
+    let mut provider = SdkMeterProvider::builder().with_resource(resource).with_reader(exposed);
+    if let Some(endpoint) = &options.otlp_endpoint {
+        // The exporter's connection belongs to the runtime it is made in.
+        let _inside = runtime.enter();
+        let exporter = MetricExporter::builder()
+            .with_tonic()
+            .with_endpoint(endpoint)
+            .with_timeout(EXPORT_TIMEOUT)
+            .build()
+            .map_err(|source| TelemetryError::Exporter {
+                endpoint: endpoint.clone(),
+                source,
+            })?;
+        provider = provider.with_reader(PeriodicReader::builder(exporter).with_interval(EXPORT_EVERY).build());
+    }
+    let provider = provider.build();
+    let instruments = Instruments::new(&provider.meter("evrepl"));
+    let (stop, _) = watch::channel(());
+    Ok(TelemetryHandle {
+        runtime: Some(runtime),
+        provider,
+        registry,
+        instruments,
+        stop: Some(stop),
+        served: Vec::new(),
+    })
+}
+
+/// Running telemetry. Dropped, it ends at once; [`TelemetryHandle::shutdown`] lets it finish.
+pub struct TelemetryHandle {
+    /// Taken when it ends: a runtime must not be dropped inside another one.
+    runtime: Option<Runtime>,
+    provider: SdkMeterProvider,
+    registry: Registry,
+    instruments: Arc<Instruments>,
+    /// Dropped, it ends what is served.
+    stop: Option<watch::Sender<()>>,
+    /// Each hears when one server has ended.
+    served: Vec<Receiver<()>>,
+}
+
+impl TelemetryHandle {
+    /// The instruments.
+    pub fn instruments(&self) -> Arc<Instruments> {
+        self.instruments.clone()
+    }
+
+    /// The same instruments as Prometheus reads them.
+    pub fn registry(&self) -> Registry {
+        self.registry.clone()
+    }
+
+    /// Serves the admin interface on `host:port` and returns the address it got. Callable from any thread, also inside
+    /// another runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`AdminError::Bind`].
+    pub fn serve_admin(&mut self, listen: &str, source: Arc<dyn StatusSource>) -> Result<SocketAddr, AdminError> {
+        let failed = |source| AdminError::Bind {
+            listen: listen.to_owned(),
+            source,
+        };
+        let listener = admin::bind(listen)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let (Some(runtime), Some(stop)) = (&self.runtime, &self.stop) else {
+            return Err(failed(io::ErrorKind::NotConnected.into()));
+        };
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener).map_err(failed)?
+        };
+        let mut stopped = stop.subscribe();
+        let registry = self.registry.clone();
+        let (ended, served) = channel();
+        self.served.push(served);
+        runtime.spawn(async move {
+            let stop = async move {
+                // Nothing is ever sent: it ends when the sender goes.
+                let _ = stopped.changed().await;
+            };
+            if let Err(error) = admin::serve(listener, source, registry, stop).await {
+                tracing::error!(%error, "the admin interface ended");
+            }
+            drop(ended);
+        });
+        Ok(address)
+    }
+
+    /// Answers the requests at hand, exports once more, and ends; blocks for `limit` at most.
+    ///
+    /// # Errors
+    ///
+    /// [`TelemetryError::Unfinished`] when the limit came first. Everything is ended all the same.
+    pub fn shutdown(mut self, limit: Duration) -> Result<(), TelemetryError> {
+        let deadline = Instant::now() + limit;
+        drop(self.stop.take());
+        let (exported, export) = channel::<()>();
+        let provider = self.provider.clone();
+        // On a thread of its own, because its limit is not ours to set.
+        let exporting = std::thread::Builder::new()
+            .name("telemetry-end".to_owned())
+            .spawn(move || {
+                if let Err(error) = provider.shutdown() {
+                    tracing::warn!(%error, "the last metrics were not exported");
+                }
+                drop(exported);
+            });
+        let mut waits = std::mem::take(&mut self.served);
+        if exporting.is_ok() {
+            waits.push(export);
+        }
+        let in_time = waits.iter().all(|end| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            end.recv_timeout(left) == Err(RecvTimeoutError::Disconnected)
+        });
+        if in_time {
+            Ok(())
+        } else {
+            Err(TelemetryError::Unfinished { limit })
+        }
+    }
+}
+
+impl Drop for TelemetryHandle {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Waiting for it could block an actor's thread, or panic there.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -124,20 +124,19 @@ impl KafkaClient {
 
     /// The topic's partitions that have a leader, in order; empty when there is no such topic.
     pub fn partitions(&self, topic: &str) -> Vec<i32> {
-        let found = self.with_consumer("", |consumer| {
-            consumer
-                .fetch_metadata(Some(topic), CALL)
-                .map(|all| match all.topics().first() {
-                    Some(found) if found.error().is_none() => found
-                        .partitions()
-                        .iter()
-                        .filter(|one| one.error().is_none() && one.leader() >= 0)
-                        .map(|one| one.id())
-                        .collect(),
-                    _ => Vec::new(),
-                })
+        let what = format!("the partitions of {topic}");
+        let mut partitions: Vec<i32> = self.with_consumer("", |consumer| {
+            let all = patiently(&what, |limit| consumer.fetch_metadata(Some(topic), limit));
+            let found = all
+                .topics()
+                .iter()
+                .filter(|found| found.error().is_none())
+                .flat_map(|found| found.partitions());
+            found
+                .filter(|one| one.error().is_none() && one.leader() >= 0)
+                .map(|one| one.id())
+                .collect()
         });
-        let mut partitions: Vec<i32> = found.unwrap_or_else(|error| panic!("the partitions of {topic}: {error}"));
         partitions.sort_unstable();
         partitions
     }
@@ -148,9 +147,12 @@ impl KafkaClient {
         self.with_consumer("", |consumer| {
             partitions
                 .into_iter()
-                .map(|partition| match consumer.fetch_watermarks(topic, partition, CALL) {
-                    Ok((_, end)) => (partition, end),
-                    Err(error) => panic!("the end offset of {topic}[{partition}]: {error}"),
+                .map(|partition| {
+                    let what = format!("the end offset of {topic}[{partition}]");
+                    (
+                        partition,
+                        patiently(&what, |limit| consumer.fetch_watermarks(topic, partition, limit)).1,
+                    )
                 })
                 .collect()
         })
@@ -162,8 +164,10 @@ impl KafkaClient {
         for partition in self.partitions(topic) {
             wanted.add_partition(topic, partition);
         }
-        let found = self.with_consumer(group, |consumer| consumer.committed_offsets(wanted, CALL));
-        let found = found.unwrap_or_else(|error| panic!("the offsets of {group} in {topic}: {error}"));
+        let what = format!("the offsets of {group} in {topic}");
+        let found = self.with_consumer(group, |consumer| {
+            patiently(&what, |limit| consumer.committed_offsets(wanted.clone(), limit))
+        });
         let mut offsets: Vec<(i32, Option<i64>)> = found
             .elements()
             .iter()
@@ -196,6 +200,8 @@ impl KafkaClient {
             .set("group.id", "evrepl-lab.reader")
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
+            // The end of a partition is reported after one more fetch, which waits this long for records.
+            .set("fetch.wait.max.ms", "10")
             .create()
             .expect("a reader's configuration is valid");
         for (&partition, &end) in &ends {
@@ -240,7 +246,7 @@ impl KafkaClient {
 
     /// Writes one record and returns when Kafka has acknowledged it. Without a partition the key's hash chooses.
     pub fn produce(&self, topic: &str, partition: Option<i32>, key: &[u8], value: &[u8], headers: &[(&str, &[u8])]) {
-        let producer = self.producer(&[("linger.ms", "0")]);
+        let producer = self.producer(&[]);
         producer.send(Outgoing {
             partition,
             headers,
@@ -249,7 +255,8 @@ impl KafkaClient {
         producer.flush();
     }
 
-    /// A producer for many records; `properties` are librdkafka's, such as `("partitioner", "murmur2_random")`.
+    /// A producer for many records; `properties` are librdkafka's, such as `("partitioner", "murmur2_random")`. A broker that
+    /// dies under it may leave a record twice, as with most applications; `("enable.idempotence", "true")` prevents that.
     pub fn producer(&self, properties: &[(&str, &str)]) -> Producer {
         Producer::new(self.config(), properties)
     }
@@ -292,6 +299,19 @@ impl KafkaClient {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((_, code)) => panic!("changing topic {topic}: {code}"),
             }
+        }
+    }
+}
+
+/// Repeats a question that may fail while a restarted broker finds its feet: its old connections die one by one, and its
+/// group coordinator loads for a moment. Panics when that takes longer than [`CALL`].
+fn patiently<T>(what: &str, ask: impl Fn(Duration) -> KafkaResult<T>) -> T {
+    let deadline = Instant::now() + CALL;
+    loop {
+        match ask(CALL) {
+            Ok(answer) => return answer,
+            Err(error) if Instant::now() >= deadline => panic!("{what}: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
 }

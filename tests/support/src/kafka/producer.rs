@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
 
 /// A delivery that takes longer than this has failed; longer than any broker outage that a test makes.
@@ -40,6 +40,7 @@ impl<'a> Outgoing<'a> {
 
 #[derive(Debug, Default)]
 struct Deliveries {
+    sent: AtomicU64,
     delivered: AtomicU64,
     failed: AtomicU64,
 }
@@ -71,8 +72,9 @@ pub struct Producer {
 impl Producer {
     pub(super) fn new(mut config: ClientConfig, properties: &[(&str, &str)]) -> Producer {
         config
-            // In order and without doubles: a test's expectations count records.
-            .set("enable.idempotence", "true")
+            // In order, also when a request is repeated. Not idempotent: getting a producer id takes up to a second.
+            .set("acks", "all")
+            .set("max.in.flight.requests.per.connection", "1")
             .set("linger.ms", "1")
             .set("batch.num.messages", "10000")
             .set("queue.buffering.max.messages", "500000")
@@ -110,7 +112,10 @@ impl Producer {
         let deadline = Instant::now() + DELIVERY;
         loop {
             match self.inner.send(record) {
-                Ok(()) => return,
+                Ok(()) => {
+                    self.deliveries.sent.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again))
                     if Instant::now() < deadline =>
                 {
@@ -127,10 +132,22 @@ impl Producer {
     /// # Panics
     /// When a record could not be delivered.
     pub fn flush(&self) {
-        self.inner
-            .flush(DELIVERY)
-            .unwrap_or_else(|error| panic!("flushing a producer: {error}"));
-        let failed = self.deliveries.failed.load(Ordering::Relaxed);
+        let Deliveries {
+            sent,
+            delivered,
+            failed,
+        } = &*self.deliveries;
+        let sent = sent.load(Ordering::Relaxed);
+        let deadline = Instant::now() + 2 * DELIVERY;
+        while delivered.load(Ordering::Relaxed) + failed.load(Ordering::Relaxed) < sent {
+            assert!(
+                Instant::now() < deadline,
+                "librdkafka tells nothing of some of {sent} records"
+            );
+            // Not rust-rdkafka's own flush, which looks again only every 100 ms when its polling thread took the event.
+            self.inner.poll(Duration::from_millis(1));
+        }
+        let failed = failed.load(Ordering::Relaxed);
         assert_eq!(failed, 0, "{failed} records were not delivered");
     }
 

@@ -1,0 +1,274 @@
+//! What `/status` and `/readyz` answer: plain data, filled by whoever holds the accounts, also read back by
+//! `evrepl status` and by tests. The names are public (DESIGN section 10).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Index, IndexMut};
+
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::outcome::Outcome;
+
+/// Where the numbers come from. Called from the telemetry threads for every request and every collection of metrics, so
+/// it must neither block nor wait for an actor.
+pub trait StatusSource: Send + Sync {
+    /// Everything, as one snapshot: in each flow `consumed` is the sum of its outcomes and what is in flight.
+    fn status(&self) -> Status;
+
+    /// Whether the agent can take batches, and how everything else fares.
+    fn ready(&self) -> Readiness;
+}
+
+/// The answer of `GET /status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// This region.
+    pub region: String,
+    /// The version of evrepl.
+    pub version: String,
+    /// One entry a peer that is sent to.
+    pub flows: Vec<FlowStatus>,
+    /// The receiving half.
+    pub agent: AgentStatus,
+    /// Outcomes that arrived after their partition was given back; they are in no flow's sums.
+    pub late_outcomes: u64,
+    /// Restarts by kind of actor, since the process began.
+    pub restarts: BTreeMap<String, u64>,
+    /// Bounded mailboxes by kind of actor.
+    pub mailboxes: BTreeMap<String, MailboxStatus>,
+}
+
+/// One flow.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlowStatus {
+    /// The region it goes to.
+    pub peer: String,
+    /// What it does, in a word.
+    pub state: String,
+    /// Events taken from Kafka, since the process began.
+    pub consumed: u64,
+    /// The same by cache, where it is counted.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub consumed_by_cache: BTreeMap<String, u64>,
+    /// Events consumed and without outcome: `waiting` + `with_permit` + `dirty`.
+    pub in_flight: u64,
+    /// Taken, and waiting for a permit.
+    pub waiting: u64,
+    /// Holding a permit.
+    pub with_permit: u64,
+    /// Waiting as dirty keys.
+    pub dirty: u64,
+    /// Bytes of values and keys in flight.
+    pub in_flight_bytes: u64,
+    /// Events ended, by how; every name, zeros included.
+    pub outcomes: Outcomes,
+    /// Events in Kafka that are not finished; `null` until Kafka has said.
+    pub offset_lag: Option<u64>,
+    /// The last lag at each stage, in seconds; a stage that nothing has passed is absent.
+    pub lag_seconds: BTreeMap<String, f64>,
+    /// Partitions whose fetching is paused.
+    pub paused_partitions: u64,
+    /// By lane.
+    pub links: Vec<LinkStatus>,
+    /// Sessions begun after the first one, all lanes together.
+    pub reconnects: u64,
+    /// What dirty keys wait for.
+    pub waiting_for: Vec<WaitingFor>,
+    /// Keys that became dirty, by reason, since the process began.
+    pub looks_again: BTreeMap<String, u64>,
+}
+
+/// One link.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LinkStatus {
+    /// `waiting`, `dialling`, `greeting`, `open` or `draining`.
+    pub state: String,
+    /// Seconds in that state.
+    pub since_seconds: f64,
+    /// Failed attempts since the last session.
+    pub attempts: u32,
+    /// Why the last session or attempt ended.
+    pub last_error: Option<String>,
+    /// Round trip of the last ping, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// The peer's wall clock minus ours, in milliseconds.
+    pub clock_offset_ms: Option<f64>,
+}
+
+/// Dirty keys that wait for one memcached server, or for the peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WaitingFor {
+    /// Its address, or the peer's region.
+    pub server: String,
+    /// How many keys.
+    pub keys: u64,
+    /// Seconds since the first of them waits.
+    pub since_seconds: f64,
+}
+
+/// The receiving half.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgentStatus {
+    /// Inbound sessions.
+    pub sessions: Vec<SessionStatus>,
+    /// Items that did what they should, since the process began: `items["applied"]`.
+    pub applied: u64,
+    /// Items answered, by the status of the answer.
+    pub items: BTreeMap<String, u64>,
+    /// Own memcached servers.
+    pub servers: Vec<ServerStatus>,
+    /// New sessions are accepted.
+    pub listening: bool,
+}
+
+/// One inbound session.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionStatus {
+    /// The calling region, from its certificate.
+    pub peer: String,
+    /// Its address.
+    pub remote: String,
+    /// Seconds since it began.
+    pub since_seconds: f64,
+    /// Bytes it may have unacknowledged.
+    pub window: u64,
+}
+
+/// One memcached server that the agent writes to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerStatus {
+    /// `host:port`.
+    pub address: String,
+    /// `connecting`, `answers` or `away`.
+    pub state: String,
+}
+
+/// The bounded mailboxes of one kind of actor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MailboxStatus {
+    /// Messages in them now.
+    pub depth: u64,
+    /// The most there ever were in one.
+    pub high_water: u64,
+    /// What one holds.
+    pub capacity: u64,
+}
+
+/// Events ended, by outcome: a map with every name when serialized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes([u64; Outcome::COUNT]);
+
+impl Outcomes {
+    /// Every outcome with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (Outcome, u64)> {
+        Outcome::ALL.into_iter().zip(self.0)
+    }
+
+    /// Of all outcomes together.
+    pub fn sum(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+impl From<[u64; Outcome::COUNT]> for Outcomes {
+    /// Counts in the order of [`Outcome::ALL`].
+    fn from(counts: [u64; Outcome::COUNT]) -> Outcomes {
+        Outcomes(counts)
+    }
+}
+
+impl Index<Outcome> for Outcomes {
+    type Output = u64;
+
+    fn index(&self, outcome: Outcome) -> &u64 {
+        &self.0[outcome.index()]
+    }
+}
+
+impl IndexMut<Outcome> for Outcomes {
+    fn index_mut(&mut self, outcome: Outcome) -> &mut u64 {
+        &mut self.0[outcome.index()]
+    }
+}
+
+impl Serialize for Outcomes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(Outcome::COUNT))?;
+        for (outcome, count) in self.iter() {
+            map.serialize_entry(outcome.name(), &count)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Outcomes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Outcomes, D::Error> {
+        struct Counts;
+
+        impl<'de> Visitor<'de> for Counts {
+            type Value = Outcomes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from outcome to count")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Outcomes, A::Error> {
+                let mut outcomes = Outcomes::default();
+                while let Some((name, count)) = map.next_entry::<String, u64>()? {
+                    // A name of a later version is passed over: an older `evrepl status` still shows the rest.
+                    if let Some(outcome) = Outcome::ALL.into_iter().find(|outcome| outcome.name() == name) {
+                        outcomes[outcome] = count;
+                    }
+                }
+                Ok(outcomes)
+            }
+        }
+
+        deserializer.deserialize_map(Counts)
+    }
+}
+
+/// What `/readyz` is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// The agent can take batches.
+    pub ready: bool,
+    /// Ready, but something does not work.
+    pub degraded: bool,
+    /// One by one.
+    pub checks: Vec<Check>,
+}
+
+impl Readiness {
+    /// Ready when every check that gates is met, degraded when any is not.
+    pub fn of(checks: Vec<Check>) -> Readiness {
+        Readiness {
+            ready: checks.iter().all(|check| check.ok || !check.gates),
+            degraded: checks.iter().any(|check| !check.ok),
+            checks,
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What, in a word.
+    pub name: String,
+    /// It works.
+    pub ok: bool,
+    /// Without it nothing is ready. Kafka and peers never gate, or two regions would wait for each other.
+    pub gates: bool,
+    /// In what state it is; empty when there is nothing to say.
+    pub detail: String,
+}

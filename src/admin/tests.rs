@@ -1,0 +1,380 @@
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use super::*;
+use crate::outcome::Outcome;
+use crate::telemetry::{TelemetryHandle, TelemetryOptions};
+
+/// Long enough for anything that comes, short enough for a test that hangs.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A source that tests write to. Each status it gives is one event further, with its sums in order.
+#[derive(Default)]
+struct Source {
+    status: Mutex<Status>,
+    ready: Mutex<Readiness>,
+    given: AtomicUsize,
+}
+
+impl Source {
+    fn with(status: Status, checks: Vec<Check>) -> Arc<Source> {
+        let ready = Mutex::new(Readiness::of(checks));
+        Arc::new(Source {
+            status: Mutex::new(status),
+            ready,
+            given: AtomicUsize::new(0),
+        })
+    }
+}
+
+impl StatusSource for Source {
+    fn status(&self) -> Status {
+        self.given.fetch_add(1, SeqCst);
+        let mut status = self.status.lock().unwrap();
+        for flow in &mut status.flows {
+            flow.consumed += 1;
+            flow.outcomes[Outcome::Applied] += 1;
+        }
+        status.clone()
+    }
+
+    fn ready(&self) -> Readiness {
+        self.ready.lock().unwrap().clone()
+    }
+}
+
+fn check(name: &str, ok: bool, gates: bool, detail: &str) -> Check {
+    Check {
+        name: name.to_owned(),
+        ok,
+        gates,
+        detail: detail.to_owned(),
+    }
+}
+
+fn one_flow() -> Status {
+    let mut outcomes = Outcomes::default();
+    outcomes[Outcome::Applied] = 40;
+    outcomes[Outcome::Superseded] = 2;
+    Status {
+        region: "us-east-1".to_owned(),
+        version: "0.1.0".to_owned(),
+        flows: vec![FlowStatus {
+            peer: "eu-west-1".to_owned(),
+            state: "running".to_owned(),
+            consumed: 48,
+            in_flight: 6,
+            waiting: 1,
+            with_permit: 2,
+            dirty: 3,
+            in_flight_bytes: 512,
+            outcomes,
+            offset_lag: Some(9),
+            lag_seconds: [("acked".to_owned(), 0.25)].into(),
+            links: vec![LinkStatus {
+                state: "open".to_owned(),
+                rtt_ms: Some(70.5),
+                ..LinkStatus::default()
+            }],
+            reconnects: 1,
+            waiting_for: vec![WaitingFor {
+                server: "10.0.0.5:11211".to_owned(),
+                keys: 3,
+                since_seconds: 1.5,
+            }],
+            ..FlowStatus::default()
+        }],
+        agent: AgentStatus {
+            sessions: vec![SessionStatus {
+                peer: "eu-west-1".to_owned(),
+                ..SessionStatus::default()
+            }],
+            applied: 7,
+            items: [("applied".to_owned(), 7), ("look_again".to_owned(), 1)].into(),
+            ..AgentStatus::default()
+        },
+        late_outcomes: 1,
+        mailboxes: [(
+            "cache_reader".to_owned(),
+            MailboxStatus {
+                depth: 1,
+                high_water: 3,
+                capacity: 4,
+            },
+        )]
+        .into(),
+        ..Status::default()
+    }
+}
+
+struct Served {
+    telemetry: TelemetryHandle,
+    address: String,
+}
+
+fn serve_source(source: Arc<Source>) -> Served {
+    let options = TelemetryOptions {
+        region: "us-east-1".into(),
+        node: "relay-1".into(),
+        otlp_endpoint: None,
+    };
+    let mut telemetry = crate::telemetry::start(&options).unwrap();
+    telemetry.instruments().register_source(source.clone());
+    let address = telemetry.serve_admin("127.0.0.1:0", source).unwrap().to_string();
+    Served { telemetry, address }
+}
+
+impl Served {
+    fn get(&self, path: &str) -> (u16, String) {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(LIMIT))
+            .build()
+            .into();
+        let mut answer = agent.get(format!("http://{}{path}", self.address)).call().unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
+    }
+
+    /// The samples of one metric, as text lines.
+    fn samples(&self, name: &str) -> Vec<String> {
+        let (_, text) = self.get("/metrics");
+        let ours = |line: &&str| line.split(['{', ' ']).next() == Some(name);
+        text.lines().filter(ours).map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn a_process_that_is_not_ready_is_alive() {
+    let served = serve_source(Source::with(Status::default(), vec![check("agent", false, true, "")]));
+    assert_eq!(served.get("/livez"), (200, "ok\n".to_owned()));
+    assert_eq!(served.get("/readyz"), (503, "not ready\n".to_owned()));
+    assert_eq!(served.get("/nothing").0, 404);
+}
+
+#[test]
+fn a_lost_peer_degrades_but_never_gates() {
+    let checks = vec![
+        check("agent", true, true, "listening"),
+        check("peer eu-west-1", false, false, "dialling"),
+    ];
+    let source = Source::with(Status::default(), checks);
+    let served = serve_source(source.clone());
+    assert_eq!(served.get("/readyz"), (200, "degraded\n".to_owned()));
+    let listed = "degraded\n[ok] agent: listening\n[failed] peer eu-west-1 (does not gate): dialling\n";
+    assert_eq!(served.get("/readyz?verbose"), (200, listed.to_owned()));
+    assert_eq!(served.get("/readyz?verbose=1"), (200, listed.to_owned()));
+
+    *source.ready.lock().unwrap() = Readiness::of(vec![check("agent", true, true, "")]);
+    assert_eq!(served.get("/readyz?verbose"), (200, "ready\n[ok] agent\n".to_owned()));
+}
+
+#[test]
+fn the_status_names_every_outcome_and_can_be_read_back() {
+    let source = Source::with(one_flow(), Vec::new());
+    let served = serve_source(source.clone());
+    let (code, body) = served.get("/status");
+    assert_eq!(code, 200);
+
+    let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(json["region"], "us-east-1");
+    assert_eq!(json["version"], "0.1.0");
+    let flow = &json["flows"][0];
+    for (name, value) in [("consumed", 49), ("in_flight", 6), ("offset_lag", 9)] {
+        assert_eq!(flow[name], value, "{name}");
+    }
+    assert_eq!(
+        (&flow["peer"], &flow["state"]),
+        (&"eu-west-1".into(), &"running".into())
+    );
+    assert_eq!(flow["lag_seconds"]["acked"], 0.25);
+    assert_eq!(json["agent"]["applied"], 7);
+    assert_eq!(json["agent"]["sessions"][0]["peer"], "eu-west-1");
+    let named: BTreeSet<&str> = flow["outcomes"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(named, Outcome::ALL.into_iter().map(Outcome::name).collect());
+    assert_eq!(
+        (&flow["outcomes"]["applied"], &flow["outcomes"]["expired"]),
+        (&41.into(), &0.into())
+    );
+
+    let back: Status = serde_json::from_str(&body).unwrap();
+    assert_eq!(back, *source.status.lock().unwrap());
+    assert_eq!(
+        back.flows[0].consumed,
+        back.flows[0].outcomes.sum() + back.flows[0].in_flight
+    );
+}
+
+#[test]
+fn a_status_of_another_version_is_read_as_far_as_it_is_known() {
+    let other = r#"{"region":"eu","flows":[{"peer":"us","outcomes":{"applied":3,"vanished":9},"mood":"good"}]}"#;
+    let status: Status = serde_json::from_str(other).unwrap();
+    assert_eq!(
+        (
+            status.flows[0].outcomes[Outcome::Applied],
+            status.flows[0].outcomes.sum()
+        ),
+        (3, 3)
+    );
+    assert_eq!(status.agent, AgentStatus::default());
+}
+
+#[test]
+fn metrics_have_exactly_their_names() {
+    let served = serve_source(Source::with(one_flow(), Vec::new()));
+    let instruments = served.telemetry.instruments();
+    instruments.record_stage_lag("us-east-1->eu-west-1", "acked", 0.25);
+    instruments.record_batch("us-east-1->eu-west-1", "linger", 10, 4_000);
+    instruments.count_restart("remote_link");
+    instruments.count_look_again("us-east-1->eu-west-1", "session_lost");
+
+    let (code, text) = served.get("/metrics");
+    assert_eq!(code, 200);
+    let kinds: BTreeSet<(&str, &str)> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .collect();
+    let expected = [
+        ("evrepl_agent_items_total", "counter"),
+        ("evrepl_agent_sessions", "gauge"),
+        ("evrepl_batch_bytes", "histogram"),
+        ("evrepl_batch_items", "histogram"),
+        ("evrepl_batches_total", "counter"),
+        ("evrepl_dirty_keys", "gauge"),
+        ("evrepl_events_consumed_total", "counter"),
+        ("evrepl_events_in_flight", "gauge"),
+        ("evrepl_events_total", "counter"),
+        ("evrepl_in_flight_bytes", "gauge"),
+        ("evrepl_late_outcomes_total", "counter"),
+        ("evrepl_link_reconnects_total", "counter"),
+        ("evrepl_link_state", "gauge"),
+        ("evrepl_looks_again_total", "counter"),
+        ("evrepl_mailbox_capacity", "gauge"),
+        ("evrepl_mailbox_depth", "gauge"),
+        ("evrepl_mailbox_high_water", "gauge"),
+        ("evrepl_offset_lag", "gauge"),
+        ("evrepl_restarts_total", "counter"),
+        ("evrepl_stage_lag_seconds", "histogram"),
+    ];
+    assert_eq!(kinds, BTreeSet::from(expected));
+
+    let flow = r#"flow="us-east-1->eu-west-1""#;
+    for line in [
+        "evrepl_agent_items_total{status=\"look_again\"} 1".to_owned(),
+        "evrepl_agent_sessions 1".to_owned(),
+        format!("evrepl_batch_items_bucket{{{flow},le=\"8\"}} 0"),
+        format!("evrepl_batch_items_bucket{{{flow},le=\"16\"}} 1"),
+        format!("evrepl_batch_bytes_sum{{{flow}}} 4000"),
+        format!("evrepl_batches_total{{{flow},trigger=\"linger\"}} 1"),
+        format!("evrepl_dirty_keys{{{flow},server=\"10.0.0.5:11211\"}} 3"),
+        format!("evrepl_events_consumed_total{{{flow}}} 49"),
+        format!("evrepl_events_in_flight{{{flow},hold=\"with_permit\"}} 2"),
+        format!("evrepl_events_total{{{flow},outcome=\"applied\"}} 41"),
+        format!("evrepl_events_total{{{flow},outcome=\"too_large\"}} 0"),
+        format!("evrepl_in_flight_bytes{{{flow}}} 512"),
+        "evrepl_late_outcomes_total 1".to_owned(),
+        format!("evrepl_link_reconnects_total{{{flow}}} 1"),
+        format!("evrepl_link_state{{{flow}}} 3"),
+        format!("evrepl_looks_again_total{{{flow},reason=\"session_lost\"}} 1"),
+        "evrepl_mailbox_capacity{actor=\"cache_reader\"} 4".to_owned(),
+        "evrepl_mailbox_depth{actor=\"cache_reader\"} 1".to_owned(),
+        "evrepl_mailbox_high_water{actor=\"cache_reader\"} 3".to_owned(),
+        format!("evrepl_offset_lag{{{flow}}} 9"),
+        "evrepl_restarts_total{actor=\"remote_link\"} 1".to_owned(),
+        format!("evrepl_stage_lag_seconds_bucket{{{flow},stage=\"acked\",le=\"0.4\"}} 1"),
+        format!("evrepl_stage_lag_seconds_bucket{{{flow},stage=\"acked\",le=\"0.2\"}} 0"),
+    ] {
+        assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+    }
+}
+
+#[test]
+fn consumed_may_be_told_apart_by_cache() {
+    let mut status = one_flow();
+    status.flows[0].consumed_by_cache = [("sessions".to_owned(), 30), ("carts".to_owned(), 18)].into();
+    let served = serve_source(Source::with(status, Vec::new()));
+    let expected = [
+        r#"evrepl_events_consumed_total{cache="carts",flow="us-east-1->eu-west-1"} 18"#,
+        r#"evrepl_events_consumed_total{cache="sessions",flow="us-east-1->eu-west-1"} 30"#,
+    ];
+    assert_eq!(
+        served
+            .samples("evrepl_events_consumed_total")
+            .into_iter()
+            .collect::<BTreeSet<_>>(),
+        { expected.into_iter().map(str::to_owned).collect() }
+    );
+}
+
+#[test]
+fn all_numbers_of_a_scrape_are_of_one_moment() {
+    let source = Source::with(one_flow(), Vec::new());
+    let served = serve_source(source.clone());
+    for scrape in 1..=20 {
+        let (_, text) = served.get("/metrics");
+        let sum = |name: &str| -> f64 {
+            let ours = text.lines().filter(|line| line.split('{').next() == Some(name));
+            ours.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+                .sum()
+        };
+        let ended_or_held = sum("evrepl_events_total") + sum("evrepl_events_in_flight");
+        assert_eq!(sum("evrepl_events_consumed_total"), ended_or_held);
+        assert_eq!(source.given.load(SeqCst), scrape);
+    }
+}
+
+#[test]
+fn what_is_over_is_no_longer_reported() {
+    let source = Source::with(one_flow(), Vec::new());
+    let served = serve_source(source.clone());
+    assert_eq!(served.samples("evrepl_dirty_keys").len(), 1);
+    source.status.lock().unwrap().flows[0].waiting_for.clear();
+    source.status.lock().unwrap().flows[0].offset_lag = None;
+    assert_eq!(served.samples("evrepl_dirty_keys"), Vec::<String>::new());
+    assert_eq!(served.samples("evrepl_offset_lag"), Vec::<String>::new());
+}
+
+#[test]
+fn a_flow_with_several_links_is_as_far_as_the_last_of_them() {
+    let mut status = one_flow();
+    let waiting = LinkStatus {
+        state: "dialling".to_owned(),
+        ..LinkStatus::default()
+    };
+    status.flows[0].links.push(waiting);
+    let served = serve_source(Source::with(status, Vec::new()));
+    assert_eq!(
+        served.samples("evrepl_link_state"),
+        [r#"evrepl_link_state{flow="us-east-1->eu-west-1"} 1"#]
+    );
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let served = serve_source(Source::with(Status::default(), Vec::new()));
+    let error = bind(&served.address).unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!("cannot serve the admin interface on {}: ", served.address)),
+        "{error}"
+    );
+    assert!(bind("no port").is_err());
+}
+
+#[test]
+fn an_idle_connection_does_not_hold_up_the_end() {
+    let served = serve_source(Source::with(Status::default(), Vec::new()));
+    let mut idle = std::net::TcpStream::connect(&served.address).unwrap();
+    io::Write::write_all(&mut idle, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut first = [0; 15];
+    io::Read::read_exact(&mut idle, &mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+
+    served.telemetry.shutdown(LIMIT).unwrap();
+    assert!(std::net::TcpStream::connect(&served.address).is_err());
+}
