@@ -129,8 +129,14 @@ impl WriterError {
     pub fn must_be_announced(&self) -> bool {
         match self {
             // An event that is there already may have been looked at before the write runs.
-            WriterError::Memcached { key: KeyState::Unknown, .. } => true,
-            WriterError::Memcached { key: KeyState::Changed, announced, .. } => !announced,
+            WriterError::Memcached {
+                key: KeyState::Unknown, ..
+            } => true,
+            WriterError::Memcached {
+                key: KeyState::Changed,
+                announced,
+                ..
+            } => !announced,
             WriterError::NotAnnounced { .. } => true,
             _ => false,
         }
@@ -183,18 +189,38 @@ impl Writer {
         let mut caches = BTreeMap::new();
         for cache in &config.caches {
             let client = SimpleClient::connect(hash_kind(cache.hash), &ring_servers(&cache.servers), timeout).await;
-            let client = client.map_err(|source| WriterError::Connect { cache: cache.name.clone(), source })?;
-            caches.insert(cache.name.clone(), WrittenCache { topic: cache.topic.clone(), client });
+            let client = client.map_err(|source| WriterError::Connect {
+                cache: cache.name.clone(),
+                source,
+            })?;
+            caches.insert(
+                cache.name.clone(),
+                WrittenCache {
+                    topic: cache.topic.clone(),
+                    client,
+                },
+            );
         }
         // Not the node's name, under which the brokers know this region's relay.
         let producer = Producer::new(&config.kafka, "evrepl-writer").map_err(WriterError::Settings)?;
-        let shared = Shared { caches, producer, clock: Mutex::new(Hlc::default()), acknowledged_within };
-        Ok(Writer { shared: Arc::new(shared), trace: None })
+        let shared = Shared {
+            caches,
+            producer,
+            clock: Mutex::new(Hlc::default()),
+            acknowledged_within,
+        };
+        Ok(Writer {
+            shared: Arc::new(shared),
+            trace: None,
+        })
     }
 
     /// The same writer, whose events carry this trace in the header `traceparent`: for one request of the application.
     pub fn with_trace(&self, trace: TraceContext) -> Writer {
-        Writer { shared: self.shared.clone(), trace: Some(trace) }
+        Writer {
+            shared: self.shared.clone(),
+            trace: Some(trace),
+        }
     }
 
     /// Stores a value, with the client's 32 flag bits. `ttl` has memcached's meaning: 0 never, up to 2 592 000 seconds from
@@ -257,7 +283,10 @@ impl Writer {
     fn cache(&self, name: &str, key: &[u8]) -> Result<&WrittenCache, WriterError> {
         let Some(cache) = self.shared.caches.get(name) else {
             let known: Vec<&str> = self.shared.caches.keys().map(String::as_str).collect();
-            return Err(WriterError::UnknownCache { cache: name.to_owned(), known: known.join(", ") });
+            return Err(WriterError::UnknownCache {
+                cache: name.to_owned(),
+                known: known.join(", "),
+            });
         };
         match key_problem(key) {
             Some(problem) => Err(WriterError::Key { problem }),
@@ -269,7 +298,11 @@ impl Writer {
     async fn refused(&self, cache: &WrittenCache, key: &[u8], op: Op, source: MemcachedError) -> WriterError {
         let state = state_after(&source);
         let announced = state != KeyState::Unchanged && self.produce(cache, key, op, None).await.is_ok();
-        WriterError::Memcached { source, key: state, announced }
+        WriterError::Memcached {
+            source,
+            key: state,
+            announced,
+        }
     }
 
     async fn produce(
@@ -279,9 +312,21 @@ impl Writer {
         op: Op,
         ttl: Option<u32>,
     ) -> Result<Written, WriterError> {
-        let ver = self.shared.clock.lock().unwrap_or_else(PoisonError::into_inner).now(wall_ms());
+        let ver = self
+            .shared
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .now(wall_ms());
         let mut value = Vec::with_capacity(EVENT_BYTES);
-        event::encode(&Event { ttl, ver: Some(ver), ..Event::new(op) }, &mut value);
+        event::encode(
+            &Event {
+                ttl,
+                ver: Some(ver),
+                ..Event::new(op)
+            },
+            &mut value,
+        );
         let traceparent = self.trace.map(|trace| trace.format());
         let header = traceparent.as_ref().map(|text| [("traceparent", &text[..])]);
         let record = Produce {
@@ -291,7 +336,11 @@ impl Writer {
             headers: header.as_ref().map_or(&[], |header| header),
             timestamp_ms: None,
         };
-        let sent = self.shared.producer.send(&record, self.shared.acknowledged_within).await;
+        let sent = self
+            .shared
+            .producer
+            .send(&record, self.shared.acknowledged_within)
+            .await;
         let (partition, offset) = sent.map_err(|source| WriterError::NotAnnounced { source })?;
         Ok(Written { partition, offset, ver })
     }
@@ -312,7 +361,9 @@ fn state_after(error: &MemcachedError) -> KeyState {
 
 fn wall_ms() -> u64 {
     // A clock before 1970 says nothing; versions then only count.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 fn hash_kind(kind: config::HashKind) -> HashKind {
@@ -354,11 +405,17 @@ mod tests {
 
     /// A writer whose Kafka is away, and that soon believes it.
     async fn writer(server: &str) -> Writer {
-        Writer::connect_within(&config(server), Duration::from_millis(20)).await.unwrap()
+        Writer::connect_within(&config(server), Duration::from_millis(20))
+            .await
+            .unwrap()
     }
 
     fn memcached_error(source: MemcachedError, announced: bool) -> WriterError {
-        WriterError::Memcached { key: state_after(&source), source, announced }
+        WriterError::Memcached {
+            key: state_after(&source),
+            source,
+            announced,
+        }
     }
 
     #[tokio::test]
@@ -369,7 +426,10 @@ mod tests {
         assert!(matches!(error, WriterError::NotAnnounced { .. }), "{error}");
         assert!(error.must_be_announced() && error.may_be_retried() && error.key_state() == KeyState::Changed);
         let held = writer.cache("sessions", b"k").unwrap().client.get(b"k").await.unwrap();
-        assert!(matches!(held, Looked::Hit { ref value, flags: 7, .. } if value == "v"), "{held:?}");
+        assert!(
+            matches!(held, Looked::Hit { ref value, flags: 7, .. } if value == "v"),
+            "{held:?}"
+        );
     }
 
     #[tokio::test]
@@ -388,9 +448,22 @@ mod tests {
         let writer = writer(&server.address()).await;
         let _ = writer.set("sessions", b"k", b"old", 0, 0).await;
         let error = writer.set("sessions", b"k", &vec![0; 2 << 20], 0, 0).await.unwrap_err();
-        assert!(matches!(error, WriterError::Memcached { source: MemcachedError::TooLarge, announced: false, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                WriterError::Memcached {
+                    source: MemcachedError::TooLarge,
+                    announced: false,
+                    ..
+                }
+            ),
+            "{error}"
+        );
         assert!(error.must_be_announced() && !error.may_be_retried());
-        assert_eq!(writer.cache("sessions", b"k").unwrap().client.get(b"k").await.unwrap(), Looked::Miss);
+        assert_eq!(
+            writer.cache("sessions", b"k").unwrap().client.get(b"k").await.unwrap(),
+            Looked::Miss
+        );
     }
 
     #[tokio::test]
@@ -398,7 +471,17 @@ mod tests {
         // Nobody listens there either.
         let writer = writer(NO_KAFKA).await;
         let error = writer.set("sessions", b"k", b"v", 0, 0).await.unwrap_err();
-        assert!(matches!(error, WriterError::Memcached { key: KeyState::Unchanged, announced: false, .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                WriterError::Memcached {
+                    key: KeyState::Unchanged,
+                    announced: false,
+                    ..
+                }
+            ),
+            "{error}"
+        );
         assert!(!error.must_be_announced() && error.may_be_retried());
     }
 
@@ -406,15 +489,23 @@ mod tests {
     async fn unknown_caches_and_impossible_keys_are_refused_before_anything_is_sent() {
         let writer = writer(NO_KAFKA).await;
         let error = writer.delete("session", b"k").await.unwrap_err();
-        assert_eq!(error.to_string(), "no cache \"session\" in the configuration, which has sessions");
+        assert_eq!(
+            error.to_string(),
+            "no cache \"session\" in the configuration, which has sessions"
+        );
         assert!(!error.may_be_retried() && !error.must_be_announced());
         let error = writer.announce("sessions", b"", Op::Set).await.unwrap_err();
-        assert!(matches!(error, WriterError::Key { .. }) && !error.may_be_retried(), "{error}");
+        assert!(
+            matches!(error, WriterError::Key { .. }) && !error.may_be_retried(),
+            "{error}"
+        );
     }
 
     #[test]
     fn an_unknown_end_asks_to_be_announced_even_after_an_event() {
-        let unknown = || MemcachedError::OutcomeUnknown { detail: "timed out".to_owned() };
+        let unknown = || MemcachedError::OutcomeUnknown {
+            detail: "timed out".to_owned(),
+        };
         for announced in [false, true] {
             let error = memcached_error(unknown(), announced);
             assert!(error.must_be_announced() && error.may_be_retried() && error.key_state() == KeyState::Unknown);

@@ -7,14 +7,16 @@ use clap::Args;
 
 use super::{CliError, Done};
 
-/// Make a development CA and a certificate per region.
+/// Make a development CA and a certificate per region
 ///
-/// Writes `ca.pem` and `ca.key`, and for each region `<region>.pem` and `<region>.key`. A CA that is in the directory
-/// already is used again, so that regions can be added later; nothing is ever overwritten.
+/// Writes ca.pem and ca.key, and for each region <region>.pem and <region>.key, and prints the
+/// lines to put into its configuration. A CA that is in the directory already is used again, so
+/// that regions can be added later; nothing is ever overwritten.
 ///
-/// For trying things out. In earnest take certificates from a CA of your own: each with its region's identity as a DNS
-/// name, for client and server use.
+/// For trying things out. In earnest take certificates from a CA of your own: each with its
+/// region's identity as a DNS name, for client and server use.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct CertsArgs {
     /// The directory to write to; made when absent
     #[arg(long, value_name = "DIR")]

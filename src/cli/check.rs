@@ -22,18 +22,21 @@ const STAMP_BYTES: u64 = 16;
 /// The part of `flow.max_in_flight_bytes` that librdkafka may prefetch for a flow.
 const PREFETCH_PART: u64 = 4;
 
-/// Tell everything that is wrong with a configuration, and how much memory it may take.
+/// Tell everything that is wrong with a configuration, and how much memory it may take
 ///
-/// Prints `ok` with a summary and exits with 0, or prints every problem with its place and exits with 78.
+/// Prints `ok` with a summary and exits with 0, or prints every problem with its place and exits
+/// with 78.
 ///
-/// With --connect it also asks what the configuration names, and changes nothing there: Kafka and its topics, each
-/// memcached server, the certificate, each peer, and the two addresses to listen on. One line each: `ok`, `missing` (what
-/// evrepl makes itself or waits for) or `failed`; exits with 78 if any failed.
+/// With --connect it also asks what the configuration names, and changes nothing there: Kafka and
+/// its topics, each memcached server, the certificate, each peer, and the two addresses to listen
+/// on. One line each: `ok`, `missing` (what evrepl makes itself or waits for) or `failed`; exits
+/// with 78 if any failed.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct CheckArgs {
     #[command(flatten)]
     config: ConfigArg,
-    /// Also ask Kafka, memcached, the certificate, the peers and the listen addresses; takes a few seconds at most
+    /// Also ask everything that it names; takes a few seconds at most
     #[arg(long)]
     connect: bool,
 }
@@ -52,10 +55,15 @@ impl CheckArgs {
         runtime.shutdown_timeout(Duration::ZERO);
         let failed = findings.iter().any(|finding| finding.verdict == Verdict::Failed);
         text.push('\n');
-        let rows: Vec<_> =
-            findings.into_iter().map(|found| [found.verdict.name().to_owned(), found.what, found.detail]).collect();
+        let rows: Vec<_> = findings
+            .into_iter()
+            .map(|found| [found.verdict.name().to_owned(), found.what, found.detail])
+            .collect();
         table(&rows, &mut text);
-        Ok(Done { text, code: if failed { EXIT_CONFIG } else { 0 } })
+        Ok(Done {
+            text,
+            code: if failed { EXIT_CONFIG } else { 0 },
+        })
     }
 }
 
@@ -65,14 +73,20 @@ fn summarize(config: &Config, out: &mut String) {
     for cache in &config.caches {
         let servers = counted(cache.servers.len() as u64, "memcached server");
         let policy = format!("on_set {}", cache.on_set.as_str());
-        rows.push(["cache".to_owned(), format!("{}: topic {}, {servers}, {policy}", cache.name, cache.topic)]);
+        rows.push([
+            "cache".to_owned(),
+            format!("{}: topic {}, {servers}, {policy}", cache.name, cache.topic),
+        ]);
     }
     for peer in &config.peers {
         let way = match &peer.address {
             Some(address) => format!("sends to {address} and receives"),
             None => "only receives".to_owned(),
         };
-        rows.push(["peer".to_owned(), format!("{}: {way}; caches {}", peer.region, peer.caches.join(", "))]);
+        rows.push([
+            "peer".to_owned(),
+            format!("{}: {way}; caches {}", peer.region, peer.caches.join(", ")),
+        ]);
     }
     if config.peers.is_empty() {
         rows.push(["peer".to_owned(), "none: nothing is sent or received".to_owned()]);
@@ -81,8 +95,10 @@ fn summarize(config: &Config, out: &mut String) {
     let parts = memory_bound(config);
     let total: u64 = parts.iter().map(|part| part.bytes).sum();
     out.push_str("\nmemory, at most:\n");
-    let mut rows: Vec<_> =
-        parts.into_iter().map(|part| [format!("  {}", part.name), mib(part.bytes), part.why]).collect();
+    let mut rows: Vec<_> = parts
+        .into_iter()
+        .map(|part| [format!("  {}", part.name), mib(part.bytes), part.why])
+        .collect();
     rows.push(["  together".to_owned(), mib(total), String::new()]);
     table(&rows, out);
 }
@@ -111,10 +127,18 @@ fn memory_bound(config: &Config) -> Vec<Part> {
     let dirty = config.flow.max_dirty_keys as u64;
     let stamps = STAMP_BYTES << DEFAULT_SLOTS_LOG2;
     // Limits may be written as large as one likes.
-    let times = |factors: &[u64]| factors.iter().fold(1u64, |product, factor| product.saturating_mul(*factor));
+    let times = |factors: &[u64]| {
+        factors
+            .iter()
+            .fold(1u64, |product, factor| product.saturating_mul(*factor))
+    };
     let parts = [
         ("base", BASE_BYTES, "code, threads and buffers; an estimate".to_owned()),
-        ("values in flight", times(&[count, in_flight]), format!("{each} x flow.max_in_flight_bytes {}", mib(in_flight))),
+        (
+            "values in flight",
+            times(&[count, in_flight]),
+            format!("{each} x flow.max_in_flight_bytes {}", mib(in_flight)),
+        ),
         (
             "events in flight",
             times(&[count, EVENT_HOLDS, events, EVENT_BYTES]),
@@ -128,9 +152,16 @@ fn memory_bound(config: &Config) -> Vec<Part> {
         (
             "dirty keys",
             times(&[readers, dirty, EVENT_BYTES]),
-            format!("{} x flow.max_dirty_keys {dirty} x {EVENT_BYTES} B", counted(readers, "reader")),
+            format!(
+                "{} x flow.max_dirty_keys {dirty} x {EVENT_BYTES} B",
+                counted(readers, "reader")
+            ),
         ),
-        ("stamps", times(&[servers, stamps]), format!("{} x {}", counted(servers, "memcached server"), mib(stamps))),
+        (
+            "stamps",
+            times(&[servers, stamps]),
+            format!("{} x {}", counted(servers, "memcached server"), mib(stamps)),
+        ),
         (
             "agent in flight",
             config.agent.max_in_flight_bytes as u64,
@@ -171,7 +202,10 @@ mod tests {
     }
 
     fn bound(config: &Config) -> Vec<(&'static str, u64)> {
-        memory_bound(config).into_iter().map(|part| (part.name, part.bytes)).collect()
+        memory_bound(config)
+            .into_iter()
+            .map(|part| (part.name, part.bytes))
+            .collect()
     }
 
     #[test]
@@ -212,7 +246,10 @@ mod tests {
     #[test]
     fn the_summary_names_region_caches_peers_and_the_whole_bound() {
         let mut text = String::new();
-        summarize(&config(r#"peer = [{ region = "eu-west-1", address = "127.0.0.1:7201" }]"#), &mut text);
+        summarize(
+            &config(r#"peer = [{ region = "eu-west-1", address = "127.0.0.1:7201" }]"#),
+            &mut text,
+        );
         for line in [
             "region  us-east-1, node relay-1",
             "cache   sessions: topic s, 2 memcached servers, on_set replicate",

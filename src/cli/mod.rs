@@ -41,31 +41,27 @@ Any setting of the file may also come from the environment, which then counts:
 
 /// Replicates memcached writes between regions through Kafka.
 ///
-/// One evrepl runs in each region. It reads from the region's Kafka which keys have changed, looks at them in the region's
-/// memcached, and brings what it sees to the evrepl of each other region, which writes it to its own memcached.
+/// One evrepl runs in each region. It reads from the region's Kafka which keys have changed,
+/// looks at them in the region's memcached, and brings what it sees to the evrepl of each other
+/// region, which writes it to its own memcached.
 #[derive(Debug, Parser)]
-#[command(name = "evrepl", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "evrepl", version, after_help = AFTER_HELP, verbatim_doc_comment)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
+/// Each has its help beside its arguments.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run this region: send to its peers, receive from them
     Run(run::RunArgs),
-    /// Tell everything that is wrong with a configuration, and how much memory it may take
     Check(check::CheckArgs),
-    /// The configuration's schema, or the configuration in force
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Make a development CA and a certificate per region
     Certs(certs::CertsArgs),
-    /// Write a key and announce it, to try things by hand
     #[command(subcommand)]
     Write(write::WriteCommand),
-    /// Show how a running evrepl fares
     Status(status::StatusArgs),
 }
 
@@ -133,7 +129,11 @@ pub fn main() -> ExitCode {
         Ok(done) => print(&done),
         Err(error) => {
             // Problems of a configuration stand as they are: their place first, as compilers say it.
-            let name = if matches!(error, CliError::Config(_)) { "" } else { "evrepl: " };
+            let name = if matches!(error, CliError::Config(_)) {
+                ""
+            } else {
+                "evrepl: "
+            };
             let _ = writeln!(io::stderr(), "{name}{error}");
             ExitCode::from(error.code())
         }

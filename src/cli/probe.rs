@@ -3,13 +3,13 @@
 
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::status;
 use crate::config::{Config, Peer};
@@ -59,7 +59,11 @@ pub(super) struct Finding {
 
 impl Finding {
     fn new(verdict: Verdict, what: impl Into<String>, detail: impl Into<String>) -> Finding {
-        Finding { verdict, what: what.into(), detail: detail.into() }
+        Finding {
+            verdict,
+            what: what.into(),
+            detail: detail.into(),
+        }
     }
 
     /// `Ok` with what was found, `Failed` with why not.
@@ -89,7 +93,11 @@ pub(super) async fn everything(config: &Config) -> Vec<Finding> {
             questions.push(peer_answers(tls, peer).map(|found| vec![found]).boxed());
         }
     }
-    questions.push(agent_address(config, tls.as_ref().ok()).map(|found| vec![found]).boxed());
+    questions.push(
+        agent_address(config, tls.as_ref().ok())
+            .map(|found| vec![found])
+            .boxed(),
+    );
     questions.push(admin_address(config).map(|found| vec![found]).boxed());
     join_all(questions).await.into_iter().flatten().collect()
 }
@@ -102,7 +110,8 @@ async fn kafka(config: &Config) -> Vec<Finding> {
         topics.extend(companions(config, cache));
     }
     // librdkafka's call blocks.
-    let asked = tokio::task::spawn_blocking(move || Topics::new(&kafka, "evrepl-check")?.partitions(&topics, ASK)).await;
+    let asked =
+        tokio::task::spawn_blocking(move || Topics::new(&kafka, "evrepl-check")?.partitions(&topics, ASK)).await;
     let asked = asked.unwrap_or_else(|error| Err(KafkaError::Broker(error.to_string())));
     match asked {
         Err(error) => vec![Finding::new(Verdict::Failed, what, error.to_string())],
@@ -124,7 +133,10 @@ fn topics_found(config: &Config, counts: &TopicCounts) -> Vec<Finding> {
         });
     };
     for (n, cache) in config.caches.iter().enumerate() {
-        judge(&cache.topic, format!("create it: evrepl waits for the events of cache {}", cache.name));
+        judge(
+            &cache.topic,
+            format!("create it: evrepl waits for the events of cache {}", cache.name),
+        );
         for topic in companions(config, n) {
             judge(&topic, "evrepl creates it itself".to_owned());
         }
@@ -154,7 +166,9 @@ async fn memcached(address: &str) -> Finding {
 
 /// Versions look like `1.6.18`, `1.6.18-debian` or `1.7`.
 fn is_new_enough(version: &str) -> bool {
-    let mut numbers = version.split(|letter: char| !letter.is_ascii_digit()).map_while(|part| part.parse().ok());
+    let mut numbers = version
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map_while(|part| part.parse().ok());
     match (numbers.next(), numbers.next()) {
         (Some(major), Some(minor)) => (major, minor) >= MEMCACHED_SINCE,
         _ => false,
@@ -225,10 +239,14 @@ async fn greet(tls: &TlsMaterial, address: &str, identity: &str) -> Result<Greet
     let name = server_name(identity).map_err(|error| error.to_string())?;
     let began = Instant::now();
     let dial = async {
-        let tcp = TcpStream::connect(address).await.map_err(|error| format!("cannot connect: {error}"))?;
+        let tcp = TcpStream::connect(address)
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
         tls.connect(name, tcp).await.map_err(|error| error.to_string())
     };
-    let dialled = timeout(ASK, dial).await.map_err(|_| format!("no connection within {ASK:?}"))?;
+    let dialled = timeout(ASK, dial)
+        .await
+        .map_err(|_| format!("no connection within {ASK:?}"))?;
     let mut stream = dialled?;
     // Dialling took two round trips, and a refusal takes one.
     let wait = (began.elapsed() + SECOND_THOUGHTS).min(ASK);

@@ -4,14 +4,16 @@ use clap::Args;
 
 use super::{CliError, ConfigArg, Done};
 
-/// Run this region: send to its peers, receive from them.
+/// Run this region: send to its peers, receive from them
 ///
-/// Runs until SIGTERM or SIGINT, then drains: finishes what is in flight within `drain.grace_period` (25s unless the
-/// configuration says otherwise) and exits with 0, or with 75 when work was left, which is then replayed. A second signal
-/// stops at once, and loses nothing either. Exits with 70 when restarting its parts no longer helps.
+/// Runs until SIGTERM or SIGINT, then drains: finishes what is in flight within
+/// drain.grace_period (default: 25s) and exits with 0, or with 75 when work was left, which is
+/// then replayed. A second signal stops at once, and loses nothing either. Exits with 70 when
+/// restarting its parts no longer helps.
 ///
-/// Logs go to standard error; EVREPL_LOG sets how much, such as `debug` or `info,evrepl::wire=trace` (default: info).
+/// EVREPL_LOG sets how much is logged: `debug`, or `info,evrepl::wire=trace` (default: info).
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct RunArgs {
     #[command(flatten)]
     config: ConfigArg,
@@ -22,6 +24,9 @@ impl RunArgs {
         let code = crate::run::run(self.config.load()?);
         // Every code that there is fits; another one would be a failure that must not look like success.
         let code = u8::try_from(code).unwrap_or(super::EXIT_FAILED);
-        Ok(Done { text: String::new(), code })
+        Ok(Done {
+            text: String::new(),
+            code,
+        })
     }
 }

@@ -12,12 +12,13 @@ use crate::admin::{AgentStatus, FlowStatus, LinkStatus, Status};
 /// For the whole answer: it is made from memory, on a thread that does nothing else.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Show how a running evrepl fares.
+/// Show how a running evrepl fares
 ///
-/// Asks the evrepl that runs with this configuration, at `admin.listen`, and shows for each flow its state, the events
-/// consumed, in flight and ended by outcome, its lag, its links and what it waits for; then what the agent receives. Exits
-/// with 1 when nothing answers.
+/// Asks the evrepl that runs with this configuration, at admin.listen, and shows for each flow its
+/// state, the events consumed, in flight and ended by outcome, its lag, its links and what it
+/// waits for; then what the agent receives. Exits with 1 when nothing answers.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
     config: ConfigArg,
@@ -53,22 +54,40 @@ impl StatusArgs {
 pub(super) fn fetch(listen: &str) -> Result<(String, Status), StatusError> {
     let address = reachable(listen);
     // Asked on this machine or in this network: a proxy of the environment is for other things.
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(ANSWERS_WITHIN)).proxy(None).max_redirects(0).build().into();
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(ANSWERS_WITHIN))
+        .proxy(None)
+        .max_redirects(0)
+        .build()
+        .into();
     let answer = agent.get(format!("http://{address}/status")).call();
     let answer = answer.and_then(|mut response| response.body_mut().read_to_string());
     let json = match answer {
         Ok(json) => json,
         Err(error @ (ureq::Error::StatusCode(_) | ureq::Error::Protocol(_))) => {
-            return Err(StatusError::NotEvrepl { address, reason: error.to_string() });
+            return Err(StatusError::NotEvrepl {
+                address,
+                reason: error.to_string(),
+            });
         }
-        Err(error) => return Err(StatusError::NoAnswer { address, reason: error.to_string() }),
+        Err(error) => {
+            return Err(StatusError::NoAnswer {
+                address,
+                reason: error.to_string(),
+            });
+        }
     };
     match serde_json::from_str::<Status>(&json) {
         // Every field has a default: what has not even a region is some other JSON.
         Ok(status) if !status.region.is_empty() => Ok((json, status)),
-        Ok(_) => Err(StatusError::NotEvrepl { address, reason: "its answer names no region".to_owned() }),
-        Err(error) => Err(StatusError::NotEvrepl { address, reason: error.to_string() }),
+        Ok(_) => Err(StatusError::NotEvrepl {
+            address,
+            reason: "its answer names no region".to_owned(),
+        }),
+        Err(error) => Err(StatusError::NotEvrepl {
+            address,
+            reason: error.to_string(),
+        }),
     }
 }
 
@@ -91,7 +110,11 @@ fn render(status: &Status) -> String {
     if status.flows.is_empty() {
         out.push_str("\nno flows: this region only receives\n");
     }
-    let listening = if status.agent.listening { "listening" } else { "not listening" };
+    let listening = if status.agent.listening {
+        "listening"
+    } else {
+        "not listening"
+    };
     let _ = write!(out, "\nagent: {listening}\n");
     table(&agent_rows(&status.agent), &mut out);
     let restarts = listed(status.restarts.iter().map(|(actor, count)| (actor.as_str(), *count)));
@@ -117,11 +140,23 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
         ),
     ];
     let outcomes = listed(flow.outcomes.iter().map(|(outcome, count)| (outcome.name(), count)));
-    rows.push(row("outcomes", if outcomes.is_empty() { "none yet".to_owned() } else { outcomes }));
-    let offset_lag = flow.offset_lag.map_or("not known yet".to_owned(), |lag| format!("{lag} events"));
+    rows.push(row(
+        "outcomes",
+        if outcomes.is_empty() {
+            "none yet".to_owned()
+        } else {
+            outcomes
+        },
+    ));
+    let offset_lag = flow
+        .offset_lag
+        .map_or("not known yet".to_owned(), |lag| format!("{lag} events"));
     rows.push(row("offset lag", offset_lag));
     if !flow.lag_seconds.is_empty() {
-        let stages = flow.lag_seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.3} s"));
+        let stages = flow
+            .lag_seconds
+            .iter()
+            .map(|(stage, seconds)| format!("{stage} {seconds:.3} s"));
         rows.push(row("lag", stages.collect::<Vec<_>>().join(", ")));
     }
     if flow.paused_partitions > 0 {
@@ -135,7 +170,10 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
     }
     for waiting in &flow.waiting_for {
         let since = seconds(waiting.since_seconds);
-        rows.push(row("waiting", format!("{} keys for {}, since {since}", waiting.keys, waiting.server)));
+        rows.push(row(
+            "waiting",
+            format!("{} keys for {}, since {since}", waiting.keys, waiting.server),
+        ));
     }
     let looks_again = listed(flow.looks_again.iter().map(|(reason, count)| (reason.as_str(), *count)));
     if !looks_again.is_empty() {
@@ -171,7 +209,10 @@ fn agent_rows(agent: &AgentStatus) -> Vec<[String; 2]> {
     }
     for session in &agent.sessions {
         let since = seconds(session.since_seconds);
-        rows.push(row("session", format!("{} from {}, since {since}", session.peer, session.remote)));
+        rows.push(row(
+            "session",
+            format!("{} from {}, since {since}", session.peer, session.remote),
+        ));
     }
     if agent.sessions.is_empty() {
         rows.push(row("session", "none".to_owned()));
@@ -184,14 +225,20 @@ fn agent_rows(agent: &AgentStatus) -> Vec<[String; 2]> {
 
 /// Those that are not zero: `applied 40, superseded 2`.
 fn listed<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
-    let shown = counts.filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} {count}"));
+    let shown = counts
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {count}"));
     shown.collect::<Vec<_>>().join(", ")
 }
 
 /// A time that people read: `250ms`, `12s`, `3h 5m`.
 fn seconds(seconds: f64) -> String {
     // What a peer sends may be anything; a century says enough.
-    let bounded = if seconds.is_finite() { seconds.clamp(0.0, 3.2e9) } else { 0.0 };
+    let bounded = if seconds.is_finite() {
+        seconds.clamp(0.0, 3.2e9)
+    } else {
+        0.0
+    };
     let whole = Duration::from_secs_f64(bounded);
     let short = match whole.as_secs() {
         0 => Duration::from_millis(whole.subsec_millis().into()),
@@ -236,7 +283,11 @@ mod tests {
                     last_error: Some("connection refused".to_owned()),
                     ..LinkStatus::default()
                 }],
-                waiting_for: vec![WaitingFor { server: "10.0.0.5:11211".to_owned(), keys: 3, since_seconds: 0.25 }],
+                waiting_for: vec![WaitingFor {
+                    server: "10.0.0.5:11211".to_owned(),
+                    keys: 3,
+                    since_seconds: 0.25,
+                }],
                 ..FlowStatus::default()
             }],
             agent: AgentStatus {
@@ -247,8 +298,16 @@ mod tests {
                     window: 1 << 20,
                 }],
                 applied: 7,
-                items: [("applied".to_owned(), 7), ("look_again".to_owned(), 1), ("later".to_owned(), 0)].into(),
-                servers: vec![ServerStatus { address: "10.0.0.1:11211".to_owned(), state: "answers".to_owned() }],
+                items: [
+                    ("applied".to_owned(), 7),
+                    ("look_again".to_owned(), 1),
+                    ("later".to_owned(), 0),
+                ]
+                .into(),
+                servers: vec![ServerStatus {
+                    address: "10.0.0.1:11211".to_owned(),
+                    state: "answers".to_owned(),
+                }],
                 listening: true,
             },
             ..Status::default()
@@ -268,7 +327,12 @@ mod tests {
                 request.extend(byte);
             }
             assert!(request.starts_with(b"GET /status HTTP/1.1\r\n"));
-            write!(stream, "{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()).unwrap();
+            write!(
+                stream,
+                "{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
         });
         address
     }

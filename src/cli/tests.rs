@@ -16,7 +16,11 @@ fn refused(line: &str) -> ErrorKind {
         Ok(cli) => panic!("taken: {cli:?}"),
         // clap's exit codes: 0 for help and version, 2 for every mistake.
         Err(error) => {
-            assert_eq!(error.exit_code() == 0, error.kind() == ErrorKind::DisplayVersion, "{error}");
+            assert_eq!(
+                error.exit_code() == 0,
+                error.kind() == ErrorKind::DisplayVersion,
+                "{error}"
+            );
             error.kind()
         }
     }
@@ -51,9 +55,18 @@ fn every_documented_command_is_understood() {
 #[test]
 fn mistakes_are_usage_errors() {
     assert_eq!(refused("evrepl replicate"), ErrorKind::InvalidSubcommand);
-    assert_eq!(refused("evrepl write set --config c sessions key"), ErrorKind::MissingRequiredArgument);
-    assert_eq!(refused("evrepl write set --config c sessions key v --ttl -1"), ErrorKind::UnknownArgument);
-    assert_eq!(refused("evrepl write set --config c sessions key v --flags 4294967296"), ErrorKind::ValueValidation);
+    assert_eq!(
+        refused("evrepl write set --config c sessions key"),
+        ErrorKind::MissingRequiredArgument
+    );
+    assert_eq!(
+        refused("evrepl write set --config c sessions key v --ttl -1"),
+        ErrorKind::UnknownArgument
+    );
+    assert_eq!(
+        refused("evrepl write set --config c sessions key v --flags 4294967296"),
+        ErrorKind::ValueValidation
+    );
     assert_eq!(refused("evrepl certs --out certs"), ErrorKind::MissingRequiredArgument);
     assert_eq!(refused("evrepl --version"), ErrorKind::DisplayVersion);
 }
@@ -64,7 +77,13 @@ fn a_value_may_look_like_a_number_below_zero_and_keeps_its_bytes() {
     let value_of = |last: OsString| {
         let line = ["evrepl", "write", "set", "--config", "c", "sessions", "key"].map(OsString::from);
         let cli = Cli::try_parse_from(line.into_iter().chain([last])).unwrap();
-        let Command::Write(write::WriteCommand::Set { value, ttl: 0, flags: 0, .. }) = cli.command else {
+        let Command::Write(write::WriteCommand::Set {
+            value,
+            ttl: 0,
+            flags: 0,
+            ..
+        }) = cli.command
+        else {
             panic!("not a set: {:?}", cli.command)
         };
         value
@@ -78,7 +97,10 @@ fn a_value_may_look_like_a_number_below_zero_and_keeps_its_bytes() {
 fn the_help_of_every_command_says_what_it_does_and_its_defaults() {
     fn each(command: &mut clap::Command, seen: &mut usize) {
         let help = command.render_long_help().to_string();
-        assert!(command.get_about().is_some_and(|about| about.to_string().len() > 10), "{help}");
+        assert!(
+            command.get_about().is_some_and(|about| about.to_string().len() > 10),
+            "{help}"
+        );
         for argument in command.get_arguments() {
             assert!(argument.get_help().is_some(), "{} of {help}", argument.get_id());
         }
@@ -86,7 +108,11 @@ fn the_help_of_every_command_says_what_it_does_and_its_defaults() {
             assert!(help.contains("[default: 0]"), "{help}");
         }
         *seen += 1;
-        command.get_subcommands_mut().for_each(|command| each(command, seen));
+        // clap's own `help` is no command of ours.
+        command
+            .get_subcommands_mut()
+            .filter(|command| command.get_name() != "help")
+            .for_each(|command| each(command, seen));
     }
     let mut command = Cli::command();
     let mut seen = 0;
@@ -98,7 +124,13 @@ fn the_help_of_every_command_says_what_it_does_and_its_defaults() {
 fn a_configuration_that_is_wrong_ends_with_78_and_every_problem() {
     let file = std::env::temp_dir().join(format!("evrepl-cli-{}.toml", std::process::id()));
     std::fs::write(&file, "region = \"us-east-1\"\nregoin = 1\n").unwrap();
-    let cli = Cli::try_parse_from(["evrepl".as_ref(), "check".as_ref(), "--config".as_ref(), file.as_os_str()]).unwrap();
+    let cli = Cli::try_parse_from([
+        "evrepl".as_ref(),
+        "check".as_ref(),
+        "--config".as_ref(),
+        file.as_os_str(),
+    ])
+    .unwrap();
     let error = cli.command.execute().unwrap_err();
     std::fs::remove_file(&file).unwrap();
     assert_eq!(error.code(), 78);
@@ -108,7 +140,11 @@ fn a_configuration_that_is_wrong_ends_with_78_and_every_problem() {
 
 #[test]
 fn a_file_that_is_not_there_is_a_configuration_problem_too() {
-    let error = parse("evrepl config print --config /nowhere/evrepl.toml").unwrap().command.execute().unwrap_err();
+    let error = parse("evrepl config print --config /nowhere/evrepl.toml")
+        .unwrap()
+        .command
+        .execute()
+        .unwrap_err();
     assert_eq!(error.code(), 78);
 }
 
@@ -123,6 +159,13 @@ fn the_printed_schema_is_json() {
 fn columns_line_up_whatever_their_letters() {
     let mut out = String::new();
     let row = |cells: [&str; 3]| cells.map(str::to_owned);
-    table(&[row(["ok", "größer", "x"]), row(["missing", "a", "y y"]), row(["ok", "b", ""])], &mut out);
+    table(
+        &[
+            row(["ok", "größer", "x"]),
+            row(["missing", "a", "y y"]),
+            row(["ok", "b", ""]),
+        ],
+        &mut out,
+    );
     assert_eq!(out, "ok       größer  x\nmissing  a       y y\nok       b\n");
 }

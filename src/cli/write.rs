@@ -9,8 +9,12 @@ use clap::{Args, Subcommand};
 use super::{CliError, ConfigArg, Done, EXIT_FAILED, runtime};
 use crate::writer::{KeyState, Writer, WriterError, Written};
 
-/// Writes memcached, on the server that the cache's ring names, then produces the event and waits for Kafka.
+/// Write a key and announce it, to try things by hand
+///
+/// Writes this region's memcached, on the server that the cache's ring names, then produces the
+/// event and waits for Kafka's acknowledgement.
 #[derive(Debug, Subcommand)]
+#[command(verbatim_doc_comment)]
 pub(super) enum WriteCommand {
     /// Store a value in this region's memcached and announce the key
     ///
@@ -21,10 +25,10 @@ pub(super) enum WriteCommand {
         /// The value; `-` reads it from standard input, byte for byte
         #[arg(value_name = "VALUE", allow_negative_numbers = true)]
         value: OsString,
-        /// How long it lives, in memcached's meaning: 0 for ever, up to 2592000 seconds from now, above that Unix time
+        /// How long it lives: 0 for ever, up to 2592000 in seconds, above that until this Unix time
         #[arg(long, value_name = "S", default_value_t = 0)]
         ttl: u32,
-        /// The 32 flag bits that memcached keeps beside the value; clients use them for its type
+        /// The flag bits kept beside the value, by which clients know its type; below 2^32
         #[arg(long, value_name = "N", default_value_t = 0)]
         flags: u32,
     },
@@ -41,7 +45,7 @@ pub(super) enum WriteCommand {
     Touch {
         #[command(flatten)]
         place: Place,
-        /// How long it lives from now on, in memcached's meaning: 0 for ever, up to 2592000 seconds, above that Unix time
+        /// How long it lives: 0 for ever, up to 2592000 in seconds, above that until this Unix time
         #[arg(long, value_name = "S", default_value_t = 0)]
         ttl: u32,
     },
@@ -82,10 +86,13 @@ impl WriteCommand {
             })
         })?;
         Ok(match written {
-            Some(Written { partition, offset, ver }) => {
-                Done::ok(format!("{what}: written and announced, partition {partition} offset {offset} version {ver}\n"))
-            }
-            None => Done { text: format!("{what}: not found, nothing announced\n"), code: EXIT_FAILED },
+            Some(Written { partition, offset, ver }) => Done::ok(format!(
+                "{what}: written and announced, partition {partition} offset {offset} version {ver}\n"
+            )),
+            None => Done {
+                text: format!("{what}: not found, nothing announced\n"),
+                code: EXIT_FAILED,
+            },
         })
     }
 }
@@ -95,7 +102,10 @@ fn bytes_of(value: &OsString) -> Result<Vec<u8>, CliError> {
         return Ok(value.as_bytes().to_vec());
     }
     let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes).map_err(CliError::Input)?;
+    std::io::stdin()
+        .lock()
+        .read_to_end(&mut bytes)
+        .map_err(CliError::Input)?;
     Ok(bytes)
 }
 
