@@ -1,0 +1,419 @@
+//! `evrepl status`.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{CliError, ConfigArg, Done, table};
+use crate::admin::{AgentStatus, FlowStatus, LinkStatus, Status};
+
+/// For the whole answer: it is made from memory, on a thread that does nothing else.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+
+/// Show how a running evrepl fares
+///
+/// Asks the evrepl that runs with this configuration, at admin.listen, and shows for each flow its
+/// state, the events consumed, in flight and ended by outcome, its lag, its links and what it
+/// waits for; then what the agent receives. Exits with 1 when nothing answers.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Print the JSON of /status as it is
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why there is no status. Trying again helps once an evrepl runs there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StatusError {
+    #[error("no evrepl answers at {address} (admin.listen): {reason}")]
+    NoAnswer { address: String, reason: String },
+    #[error("what answers at {address} (admin.listen) is not evrepl: {reason}")]
+    NotEvrepl { address: String, reason: String },
+}
+
+impl StatusArgs {
+    pub(super) fn execute(self) -> Result<Done, CliError> {
+        let config = self.config.load()?;
+        let (mut json, status) = fetch(&config.admin.listen)?;
+        if self.json {
+            if !json.ends_with('\n') {
+                json.push('\n');
+            }
+            return Ok(Done::ok(json));
+        }
+        Ok(Done::ok(render(&status)))
+    }
+}
+
+/// `GET /status` from whoever listens on `listen`: the answer as it is, and as it is meant. Blocks.
+pub(super) fn fetch(listen: &str) -> Result<(String, Status), StatusError> {
+    let address = reachable(listen);
+    // Asked on this machine or in this network: a proxy of the environment is for other things.
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(ANSWERS_WITHIN))
+        .proxy(None)
+        .max_redirects(0)
+        .build()
+        .into();
+    let answer = agent.get(format!("http://{address}/status")).call();
+    let answer = answer.and_then(|mut response| response.body_mut().read_to_string());
+    let json = match answer {
+        Ok(json) => json,
+        Err(error @ (ureq::Error::StatusCode(_) | ureq::Error::Protocol(_))) => {
+            return Err(StatusError::NotEvrepl {
+                address,
+                reason: error.to_string(),
+            });
+        }
+        Err(error) => {
+            return Err(StatusError::NoAnswer {
+                address,
+                reason: error.to_string(),
+            });
+        }
+    };
+    match serde_json::from_str::<Status>(&json) {
+        // Every field has a default: what has not even a region is some other JSON.
+        Ok(status) if !status.region.is_empty() => Ok((json, status)),
+        Ok(_) => Err(StatusError::NotEvrepl {
+            address,
+            reason: "its answer names no region".to_owned(),
+        }),
+        Err(error) => Err(StatusError::NotEvrepl {
+            address,
+            reason: error.to_string(),
+        }),
+    }
+}
+
+/// Where to dial what listens on `listen`: every address of this machine is also its loopback address.
+pub(super) fn reachable(listen: &str) -> String {
+    match listen.parse::<SocketAddr>() {
+        Ok(SocketAddr::V4(all)) if all.ip().is_unspecified() => format!("{}:{}", Ipv4Addr::LOCALHOST, all.port()),
+        Ok(SocketAddr::V6(all)) if all.ip().is_unspecified() => format!("[{}]:{}", Ipv6Addr::LOCALHOST, all.port()),
+        _ => listen.to_owned(),
+    }
+}
+
+fn render(status: &Status) -> String {
+    let mut out = format!("evrepl {}, region {}\n", status.version, status.region);
+    // Writing to a String cannot fail.
+    for flow in &status.flows {
+        let _ = write!(out, "\nflow {}->{}: {}\n", status.region, flow.peer, flow.state);
+        table(&flow_rows(flow), &mut out);
+    }
+    if status.flows.is_empty() {
+        out.push_str("\nno flows: this region only receives\n");
+    }
+    let listening = if status.agent.listening {
+        "listening"
+    } else {
+        "not listening"
+    };
+    let _ = write!(out, "\nagent: {listening}\n");
+    table(&agent_rows(&status.agent), &mut out);
+    let restarts = listed(status.restarts.iter().map(|(actor, count)| (actor.as_str(), *count)));
+    if !restarts.is_empty() {
+        let _ = write!(out, "\nrestarts: {restarts}\n");
+    }
+    out
+}
+
+fn row(name: &str, text: String) -> [String; 2] {
+    [format!("  {name}"), text]
+}
+
+fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
+    let mut rows = vec![
+        row("consumed", flow.consumed.to_string()),
+        row(
+            "in flight",
+            format!(
+                "{} ({} waiting, {} with permit, {} dirty), {} bytes",
+                flow.in_flight, flow.waiting, flow.with_permit, flow.dirty, flow.in_flight_bytes
+            ),
+        ),
+    ];
+    let outcomes = listed(flow.outcomes.iter().map(|(outcome, count)| (outcome.name(), count)));
+    rows.push(row(
+        "outcomes",
+        if outcomes.is_empty() {
+            "none yet".to_owned()
+        } else {
+            outcomes
+        },
+    ));
+    let offset_lag = flow
+        .offset_lag
+        .map_or("not known yet".to_owned(), |lag| format!("{lag} events"));
+    rows.push(row("offset lag", offset_lag));
+    if !flow.lag_seconds.is_empty() {
+        let stages = flow
+            .lag_seconds
+            .iter()
+            .map(|(stage, seconds)| format!("{stage} {seconds:.3} s"));
+        rows.push(row("lag", stages.collect::<Vec<_>>().join(", ")));
+    }
+    if flow.paused_partitions > 0 {
+        rows.push(row("paused", format!("{} partitions", flow.paused_partitions)));
+    }
+    for (lane, link) in flow.links.iter().enumerate() {
+        rows.push(row(&format!("link {lane}"), link_text(link)));
+    }
+    if flow.reconnects > 0 {
+        rows.push(row("reconnects", flow.reconnects.to_string()));
+    }
+    for waiting in &flow.waiting_for {
+        let since = seconds(waiting.since_seconds);
+        rows.push(row(
+            "waiting",
+            format!("{} keys for {}, since {since}", waiting.keys, waiting.server),
+        ));
+    }
+    let looks_again = listed(flow.looks_again.iter().map(|(reason, count)| (reason.as_str(), *count)));
+    if !looks_again.is_empty() {
+        rows.push(row("looks again", looks_again));
+    }
+    rows
+}
+
+fn link_text(link: &LinkStatus) -> String {
+    let mut text = format!("{} since {}", link.state, seconds(link.since_seconds));
+    if let Some(rtt) = link.rtt_ms {
+        let _ = write!(text, ", round trip {rtt:.1} ms");
+    }
+    if let Some(offset) = link.clock_offset_ms {
+        let _ = write!(text, ", peer's clock {offset:+.1} ms");
+    }
+    if link.attempts > 0 {
+        let _ = write!(text, ", {} failed attempts", link.attempts);
+    }
+    // What ended the last session is of interest only while there is no other.
+    if let Some(error) = link.last_error.as_ref().filter(|_| link.state != "open") {
+        let _ = write!(text, ": {error}");
+    }
+    text
+}
+
+fn agent_rows(agent: &AgentStatus) -> Vec<[String; 2]> {
+    let mut rows = vec![row("applied", agent.applied.to_string())];
+    let others = agent.items.iter().filter(|(status, _)| *status != "applied");
+    let others = listed(others.map(|(status, count)| (status.as_str(), *count)));
+    if !others.is_empty() {
+        rows.push(row("answered", others));
+    }
+    for session in &agent.sessions {
+        let since = seconds(session.since_seconds);
+        rows.push(row(
+            "session",
+            format!("{} from {}, since {since}", session.peer, session.remote),
+        ));
+    }
+    if agent.sessions.is_empty() {
+        rows.push(row("session", "none".to_owned()));
+    }
+    for server in &agent.servers {
+        rows.push(row("memcached", format!("{} {}", server.address, server.state)));
+    }
+    rows
+}
+
+/// Those that are not zero: `applied 40, superseded 2`.
+fn listed<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
+    let shown = counts
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {count}"));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// A time that people read: `250ms`, `12s`, `3h 5m`.
+fn seconds(seconds: f64) -> String {
+    // What a peer sends may be anything; a century says enough.
+    let bounded = if seconds.is_finite() {
+        seconds.clamp(0.0, 3.2e9)
+    } else {
+        0.0
+    };
+    let whole = Duration::from_secs_f64(bounded);
+    let short = match whole.as_secs() {
+        0 => Duration::from_millis(whole.subsec_millis().into()),
+        secs @ ..3600 => Duration::from_secs(secs),
+        secs => Duration::from_secs(secs / 60 * 60),
+    };
+    humantime::format_duration(short).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::admin::{Outcomes, ServerStatus, SessionStatus, WaitingFor};
+    use crate::outcome::Outcome;
+
+    fn status() -> Status {
+        let mut outcomes = Outcomes::default();
+        outcomes[Outcome::Applied] = 40;
+        outcomes[Outcome::Superseded] = 2;
+        Status {
+            region: "us-east-1".to_owned(),
+            version: "0.1.0".to_owned(),
+            flows: vec![FlowStatus {
+                peer: "eu-west-1".to_owned(),
+                state: "waiting_for_peer".to_owned(),
+                consumed: 48,
+                in_flight: 6,
+                waiting: 1,
+                with_permit: 2,
+                dirty: 3,
+                in_flight_bytes: 512,
+                outcomes,
+                offset_lag: Some(9),
+                lag_seconds: [("acked".to_owned(), 0.25)].into(),
+                links: vec![LinkStatus {
+                    state: "dialling".to_owned(),
+                    since_seconds: 61.9,
+                    attempts: 4,
+                    last_error: Some("connection refused".to_owned()),
+                    ..LinkStatus::default()
+                }],
+                waiting_for: vec![WaitingFor {
+                    server: "10.0.0.5:11211".to_owned(),
+                    keys: 3,
+                    since_seconds: 0.25,
+                }],
+                ..FlowStatus::default()
+            }],
+            agent: AgentStatus {
+                sessions: vec![SessionStatus {
+                    peer: "eu-west-1".to_owned(),
+                    remote: "10.1.0.9:40000".to_owned(),
+                    since_seconds: 11_130.0,
+                    window: 1 << 20,
+                }],
+                applied: 7,
+                items: [
+                    ("applied".to_owned(), 7),
+                    ("look_again".to_owned(), 1),
+                    ("later".to_owned(), 0),
+                ]
+                .into(),
+                servers: vec![ServerStatus {
+                    address: "10.0.0.1:11211".to_owned(),
+                    state: "answers".to_owned(),
+                }],
+                listening: true,
+            },
+            ..Status::default()
+        }
+    }
+
+    /// Answers one request with `body`, whatever it is; gives the address.
+    fn answering(head: &'static str, body: String) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            assert!(request.starts_with(b"GET /status HTTP/1.1\r\n"));
+            write!(
+                stream,
+                "{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+        });
+        address
+    }
+
+    #[test]
+    fn a_status_shows_what_is_not_zero_and_who_waits_for_whom() {
+        assert_eq!(
+            render(&status()),
+            "\
+evrepl 0.1.0, region us-east-1
+
+flow us-east-1->eu-west-1: waiting_for_peer
+  consumed    48
+  in flight   6 (1 waiting, 2 with permit, 3 dirty), 512 bytes
+  outcomes    applied 40, superseded 2
+  offset lag  9 events
+  lag         acked 0.250 s
+  link 0      dialling since 1m 1s, 4 failed attempts: connection refused
+  waiting     3 keys for 10.0.0.5:11211, since 250ms
+
+agent: listening
+  applied    7
+  answered   look_again 1
+  session    eu-west-1 from 10.1.0.9:40000, since 3h 5m
+  memcached  10.0.0.1:11211 answers
+"
+        );
+    }
+
+    #[test]
+    fn a_status_is_read_back_as_it_was_answered() {
+        let json = serde_json::to_string(&status()).unwrap();
+        let address = answering("HTTP/1.1 200 OK", json.clone());
+        assert_eq!(fetch(&address).unwrap(), (json, status()));
+    }
+
+    #[test]
+    fn fields_of_a_later_version_do_not_hide_the_rest() {
+        let later = r#"{"region":"us-east-1","moods":[1],"flows":[{"peer":"p","outcomes":{"applied":3,"bored":9}}]}"#;
+        let (_, status) = fetch(&answering("HTTP/1.1 200 OK", later.to_owned())).unwrap();
+        assert_eq!(status.flows[0].outcomes[Outcome::Applied], 3);
+    }
+
+    #[test]
+    fn what_is_no_evrepl_is_said_to_be_none() {
+        for (head, body) in [
+            ("HTTP/1.1 200 OK", "<html>"),
+            ("HTTP/1.1 200 OK", "{}"),
+            ("HTTP/1.1 404 Not Found", "{\"region\":\"us-east-1\"}"),
+            ("SSH-2.0-OpenSSH_9.2", ""),
+        ] {
+            let error = fetch(&answering(head, body.to_owned())).unwrap_err();
+            assert!(matches!(error, StatusError::NotEvrepl { .. }), "{head} {body}: {error}");
+        }
+    }
+
+    #[test]
+    fn when_nothing_answers_the_address_is_named() {
+        // Bound and never listened on: connections are refused, and nobody else gets the port.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        let error = fetch(&format!("0.0.0.0:{port}")).unwrap_err();
+        assert!(matches!(error, StatusError::NoAnswer { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");
+    }
+
+    #[test]
+    fn a_wildcard_address_is_dialled_at_loopback() {
+        assert_eq!(reachable("0.0.0.0:7100"), "127.0.0.1:7100");
+        assert_eq!(reachable("[::]:7100"), "[::1]:7100");
+        assert_eq!(reachable("10.0.0.1:7100"), "10.0.0.1:7100");
+        assert_eq!(reachable("localhost:7100"), "localhost:7100");
+    }
+
+    #[test]
+    fn absurd_times_are_shown_all_the_same() {
+        assert_eq!(seconds(0.0), "0s");
+        assert_eq!(seconds(f64::NAN), "0s");
+        assert_eq!(seconds(-1.0), "0s");
+        assert_eq!(seconds(59.99), "59s");
+        assert!(!seconds(f64::MAX).is_empty());
+    }
+}

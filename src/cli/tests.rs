@@ -1,0 +1,171 @@
+//! What the command line promises: arguments as documented, exit codes, help that names the defaults.
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split(' '))
+}
+
+fn refused(line: &str) -> ErrorKind {
+    match parse(line) {
+        Ok(cli) => panic!("taken: {cli:?}"),
+        // clap's exit codes: 0 for help and version, 2 for every mistake.
+        Err(error) => {
+            assert_eq!(
+                error.exit_code() == 0,
+                error.kind() == ErrorKind::DisplayVersion,
+                "{error}"
+            );
+            error.kind()
+        }
+    }
+}
+
+#[test]
+fn the_command_line_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_documented_command_is_understood() {
+    for line in [
+        "evrepl run --config evrepl.toml",
+        "evrepl check --config evrepl.toml",
+        "evrepl check --config evrepl.toml --connect",
+        "evrepl config schema",
+        "evrepl config print --config evrepl.toml",
+        "evrepl certs --out certs us-east-1",
+        "evrepl certs --out certs us-east-1 eu-west-1",
+        "evrepl write set --config evrepl.toml sessions key value",
+        "evrepl write set --config evrepl.toml sessions key value --ttl 60 --flags 4294967295",
+        "evrepl write delete --config evrepl.toml sessions key",
+        "evrepl write touch --config evrepl.toml sessions key --ttl 60",
+        "evrepl status --config evrepl.toml",
+        "evrepl status --config evrepl.toml --json",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+}
+
+#[test]
+fn mistakes_are_usage_errors() {
+    assert_eq!(refused("evrepl replicate"), ErrorKind::InvalidSubcommand);
+    assert_eq!(
+        refused("evrepl write set --config c sessions key"),
+        ErrorKind::MissingRequiredArgument
+    );
+    assert_eq!(
+        refused("evrepl write set --config c sessions key v --ttl -1"),
+        ErrorKind::UnknownArgument
+    );
+    assert_eq!(
+        refused("evrepl write set --config c sessions key v --flags 4294967296"),
+        ErrorKind::ValueValidation
+    );
+    assert_eq!(refused("evrepl certs --out certs"), ErrorKind::MissingRequiredArgument);
+    assert_eq!(refused("evrepl --version"), ErrorKind::DisplayVersion);
+}
+
+#[test]
+fn a_value_may_look_like_a_number_below_zero_and_keeps_its_bytes() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let value_of = |last: OsString| {
+        let line = ["evrepl", "write", "set", "--config", "c", "sessions", "key"].map(OsString::from);
+        let cli = Cli::try_parse_from(line.into_iter().chain([last])).unwrap();
+        let Command::Write(write::WriteCommand::Set {
+            value,
+            ttl: 0,
+            flags: 0,
+            ..
+        }) = cli.command
+        else {
+            panic!("not a set: {:?}", cli.command)
+        };
+        value
+    };
+    assert_eq!(value_of("-5".into()), "-5");
+    let bytes = OsString::from_vec(vec![0xff, 0x01, b' ']);
+    assert_eq!(value_of(bytes.clone()), bytes);
+}
+
+#[test]
+fn the_help_of_every_command_says_what_it_does_and_its_defaults() {
+    fn each(command: &mut clap::Command, seen: &mut usize) {
+        let help = command.render_long_help().to_string();
+        assert!(
+            command.get_about().is_some_and(|about| about.to_string().len() > 10),
+            "{help}"
+        );
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "{} of {help}", argument.get_id());
+        }
+        if command.get_arguments().any(|argument| argument.get_id() == "ttl") {
+            assert!(help.contains("[default: 0]"), "{help}");
+        }
+        *seen += 1;
+        // clap's own `help` is no command of ours.
+        command
+            .get_subcommands_mut()
+            .filter(|command| command.get_name() != "help")
+            .for_each(|command| each(command, seen));
+    }
+    let mut command = Cli::command();
+    let mut seen = 0;
+    each(&mut command, &mut seen);
+    assert_eq!(seen, 12);
+}
+
+#[test]
+fn a_configuration_that_is_wrong_ends_with_78_and_every_problem() {
+    let file = std::env::temp_dir().join(format!("evrepl-cli-{}.toml", std::process::id()));
+    std::fs::write(&file, "region = \"us-east-1\"\nregoin = 1\n").unwrap();
+    let cli = Cli::try_parse_from([
+        "evrepl".as_ref(),
+        "check".as_ref(),
+        "--config".as_ref(),
+        file.as_os_str(),
+    ])
+    .unwrap();
+    let error = cli.command.execute().unwrap_err();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(error.code(), 78);
+    let text = error.to_string();
+    assert!(text.contains(":2:1: ") && text.lines().count() > 1, "{text}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_configuration_problem_too() {
+    let error = parse("evrepl config print --config /nowhere/evrepl.toml")
+        .unwrap()
+        .command
+        .execute()
+        .unwrap_err();
+    assert_eq!(error.code(), 78);
+}
+
+#[test]
+fn the_printed_schema_is_json() {
+    let done = parse("evrepl config schema").unwrap().command.execute().unwrap();
+    assert_eq!(done.code, 0);
+    assert!(serde_json::from_str::<serde_json::Value>(&done.text).is_ok());
+}
+
+#[test]
+fn columns_line_up_whatever_their_letters() {
+    let mut out = String::new();
+    let row = |cells: [&str; 3]| cells.map(str::to_owned);
+    table(
+        &[
+            row(["ok", "größer", "x"]),
+            row(["missing", "a", "y y"]),
+            row(["ok", "b", ""]),
+        ],
+        &mut out,
+    );
+    assert_eq!(out, "ok       größer  x\nmissing  a       y y\nok       b\n");
+}

@@ -1,0 +1,123 @@
+//! `evrepl write`.
+
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+
+use clap::{Args, Subcommand};
+
+use super::{CliError, ConfigArg, Done, EXIT_FAILED, runtime};
+use crate::writer::{KeyState, Writer, WriterError, Written};
+
+/// Write a key and announce it, to try things by hand
+///
+/// Writes this region's memcached, on the server that the cache's ring names, then produces the
+/// event and waits for Kafka's acknowledgement.
+#[derive(Debug, Subcommand)]
+#[command(verbatim_doc_comment)]
+pub(super) enum WriteCommand {
+    /// Store a value in this region's memcached and announce the key
+    ///
+    /// The other regions' evrepls then bring the value to theirs.
+    Set {
+        #[command(flatten)]
+        place: Place,
+        /// The value; `-` reads it from standard input, byte for byte
+        #[arg(value_name = "VALUE", allow_negative_numbers = true)]
+        value: OsString,
+        /// How long it lives: 0 for ever, up to 2592000 in seconds, above that until this Unix time
+        #[arg(long, value_name = "S", default_value_t = 0)]
+        ttl: u32,
+        /// The flag bits kept beside the value, by which clients know its type; below 2^32
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        flags: u32,
+    },
+    /// Remove a key from this region's memcached and announce it
+    ///
+    /// The key is announced also when it was not there: another region may still hold it.
+    Delete {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Give a key of this region's memcached a new expiry and announce it
+    ///
+    /// When there is no such key, nothing is announced and the exit code is 1.
+    Touch {
+        #[command(flatten)]
+        place: Place,
+        /// How long it lives: 0 for ever, up to 2592000 in seconds, above that until this Unix time
+        #[arg(long, value_name = "S", default_value_t = 0)]
+        ttl: u32,
+    },
+}
+
+/// Which key is written.
+#[derive(Debug, Args)]
+pub(super) struct Place {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// The cache, by its name in the configuration
+    #[arg(value_name = "CACHE")]
+    cache: String,
+    /// The key as memcached sees it, a client's prefix included
+    #[arg(value_name = "KEY", allow_negative_numbers = true)]
+    key: OsString,
+}
+
+impl WriteCommand {
+    pub(super) fn execute(self) -> Result<Done, CliError> {
+        let (name, place) = match &self {
+            WriteCommand::Set { place, .. } => ("set", place),
+            WriteCommand::Delete { place } => ("delete", place),
+            WriteCommand::Touch { place, .. } => ("touch", place),
+        };
+        let config = place.config.load()?;
+        let (cache, key) = (place.cache.as_str(), place.key.as_bytes());
+        // What a terminal shows of a key that is not text is not the key, but tells it from others.
+        let what = format!("{name} {cache} {}", place.key.to_string_lossy());
+        let written = runtime()?.block_on(async {
+            let writer = Writer::connect(&config).await?;
+            Ok::<_, CliError>(match &self {
+                WriteCommand::Set { value, ttl, flags, .. } => {
+                    Some(writer.set(cache, key, &bytes_of(value)?, *flags, *ttl).await?)
+                }
+                WriteCommand::Delete { .. } => Some(writer.delete(cache, key).await?),
+                WriteCommand::Touch { ttl, .. } => writer.touch(cache, key, *ttl).await?,
+            })
+        })?;
+        Ok(match written {
+            Some(Written { partition, offset, ver }) => Done::ok(format!(
+                "{what}: written and announced, partition {partition} offset {offset} version {ver}\n"
+            )),
+            None => Done {
+                text: format!("{what}: not found, nothing announced\n"),
+                code: EXIT_FAILED,
+            },
+        })
+    }
+}
+
+fn bytes_of(value: &OsString) -> Result<Vec<u8>, CliError> {
+    if value.as_bytes() != b"-" {
+        return Ok(value.as_bytes().to_vec());
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .lock()
+        .read_to_end(&mut bytes)
+        .map_err(CliError::Input)?;
+    Ok(bytes)
+}
+
+/// The error, and what it means for the key.
+pub(super) fn explain(error: &WriterError) -> String {
+    let key = match error.key_state() {
+        KeyState::Unchanged => "nothing was written",
+        KeyState::Changed if error.must_be_announced() => {
+            "memcached has changed, and the other regions do not hear of it before the command is repeated"
+        }
+        KeyState::Changed => "memcached may have dropped the old value; the key is announced",
+        KeyState::Unknown => "whether memcached has changed is not known; repeat the command to be sure",
+    };
+    format!("{error}\n{key}")
+}
