@@ -472,14 +472,14 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer with every replica's acknowledgement and no duplicates by its own retries.
+    /// A producer that waits for every in-sync replica. Not idempotent: a repeated event is harmless, and the handshake of
+    /// an idempotent one would hold the first record back for up to a second.
     ///
     /// # Errors
     /// [`KafkaError::Settings`] when librdkafka refuses a property.
     pub fn new(kafka: &Kafka, client_id: &str) -> Result<Self, KafkaError> {
         let mut config = client_config(kafka, client_id);
         config
-            .set_if_absent(kafka, "enable.idempotence", "true")
             // Interactive: nobody waits for a batch to fill.
             .set_if_absent(kafka, "linger.ms", "1");
         Ok(Producer {

@@ -90,7 +90,7 @@ pub struct ChunkReady;
 pub struct RevokePartition {
     /// When to stop waiting.
     pub deadline: Instant,
-    /// Gets the watermark, `None` when nothing is to be committed, and how many events were released.
+    /// Gets the watermark, `None` when nothing is to be committed, and how many events were unfinished.
     pub reply: mpsc::SyncSender<Revoked>,
 }
 
@@ -100,7 +100,7 @@ pub struct Revoked {
     /// Offset to commit.
     pub watermark: Option<i64>,
     /// Events that were in flight at the deadline and are given back uncommitted.
-    pub released: u64,
+    pub unfinished: u64,
 }
 
 /// These partitions were assigned; each has a queue that fills from now on.
@@ -237,7 +237,6 @@ struct Rebalances {
     next_generation: AtomicUsize,
     queues: Mutex<HashMap<TopicPartition, Arc<PartitionQueue>>>,
     changed: AtomicBool,
-    released: AtomicUsize,
     /// Set while draining: the time a partition gets is then the drain's.
     deadline: Mutex<Option<Instant>>,
 }
@@ -245,6 +244,46 @@ struct Rebalances {
 impl Rebalances {
     fn queues(&self) -> MutexGuard<'_, HashMap<TopicPartition, Arc<PartitionQueue>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of partitions: the offsets to commit, and how many events were unfinished at the deadline.
+    fn revoke(&self, partitions: &[TopicPartition]) -> (Vec<(TopicPartition, i64)>, u64) {
+        let revoked: Vec<_> = {
+            let mut queues = self.queues();
+            partitions.iter().filter_map(|at| queues.remove(at)).collect()
+        };
+        self.changed.store(true, SeqCst);
+        let drain = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = drain.unwrap_or_else(|| Instant::now() + self.settings.revoke_timeout);
+        let mut waiting = Vec::new();
+        for queue in revoked {
+            let consumer = queue.lock().consumer.take();
+            // Without a consumer nothing of this assignment was consumed.
+            if let Some((_, revoke)) = consumer {
+                let (reply, answer) = mpsc::sync_channel(1);
+                revoke.do_send(RevokePartition { deadline, reply });
+                waiting.push((queue.at.clone(), answer));
+            }
+        }
+        let (mut commits, mut unfinished) = (Vec::new(), 0);
+        let partitions = waiting.len();
+        for (at, answer) in waiting {
+            // The consumer answers by the deadline itself; the rest is for a thread that is slow to wake.
+            let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(500);
+            match answer.recv_timeout(patience) {
+                Ok(revoked) => {
+                    unfinished += revoked.unfinished;
+                    commits.extend(revoked.watermark.map(|offset| (at, offset)));
+                }
+                Err(_) => tracing::warn!(
+                    partition = at.partition,
+                    topic = at.topic,
+                    "partition consumer did not answer"
+                ),
+            }
+        }
+        tracing::info!(partitions, "partitions revoked");
+        (commits, unfinished)
     }
 }
 
@@ -278,42 +317,7 @@ impl RebalanceListener for Arc<Rebalances> {
     }
 
     fn revoking(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
-        let revoked: Vec<_> = {
-            let mut queues = self.queues();
-            partitions.iter().filter_map(|at| queues.remove(at)).collect()
-        };
-        self.changed.store(true, SeqCst);
-        let drain = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
-        let deadline = drain.unwrap_or_else(|| Instant::now() + self.settings.revoke_timeout);
-        let mut waiting = Vec::new();
-        for queue in revoked {
-            let consumer = queue.lock().consumer.take();
-            // Without a consumer nothing of this assignment was consumed.
-            if let Some((_, revoke)) = consumer {
-                let (reply, answer) = mpsc::sync_channel(1);
-                revoke.do_send(RevokePartition { deadline, reply });
-                waiting.push((queue.at.clone(), answer));
-            }
-        }
-        let mut commits = Vec::new();
-        let partitions = waiting.len();
-        for (at, answer) in waiting {
-            // The consumer answers by the deadline itself; the rest is for a thread that is slow to wake.
-            let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(500);
-            match answer.recv_timeout(patience) {
-                Ok(revoked) => {
-                    self.released.fetch_add(revoked.released as usize, Relaxed);
-                    commits.extend(revoked.watermark.map(|offset| (at, offset)));
-                }
-                Err(_) => tracing::warn!(
-                    partition = at.partition,
-                    topic = at.topic,
-                    "partition consumer did not answer"
-                ),
-            }
-        }
-        tracing::info!(partitions, "partitions revoked");
-        commits
+        self.revoke(partitions).0
     }
 }
 
@@ -342,7 +346,6 @@ impl PollThread {
                     next_generation: AtomicUsize::new(0),
                     queues: Mutex::default(),
                     changed: AtomicBool::new(false),
-                    released: AtomicUsize::new(0),
                     deadline: Mutex::new(None),
                 });
                 let ended = match connect(Box::new(rebalances.clone())) {
@@ -598,13 +601,13 @@ impl PollLoop {
                 Ok(PollCommand::Drain { deadline, reply }) => {
                     *self.rebalances.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
                     let all: Vec<_> = self.lanes.iter().map(|lane| lane.queue.at.clone()).collect();
-                    let last = self.rebalances.revoking(&all);
+                    let (last, unfinished) = self.rebalances.revoke(&all);
                     commits.extend(last);
                     let all: Vec<_> = commits.drain().collect();
                     if let Err(error) = self.consumer.commit_and_wait(&all) {
                         tracing::warn!(%error, "last offsets were not committed, they will be replayed");
                     }
-                    let _ = reply.send(self.rebalances.released.load(Relaxed) as u64);
+                    let _ = reply.send(unfinished);
                     return Ok(false);
                 }
                 Ok(PollCommand::Stop) | Err(mpsc::TryRecvError::Disconnected) => {

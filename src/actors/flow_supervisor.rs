@@ -59,8 +59,8 @@ pub struct DrainFlow {
 pub struct FlowDrained {
     /// Index of the peer.
     pub peer: usize,
-    /// Events that were given back unfinished.
-    pub released: u64,
+    /// Events that were in flight at the deadline.
+    pub unfinished: u64,
 }
 
 /// Drop everything at once: the next incarnation starts at the committed offsets.
@@ -407,15 +407,15 @@ impl Handler<DrainFlow> for FlowSupervisor {
             let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(2);
             answer.recv_timeout(patience).ok()
         });
-        ctx.spawn(drain.into_actor(self).map(|released, act, ctx| {
-            let released = match released {
-                Ok(Some(released)) => released,
+        ctx.spawn(drain.into_actor(self).map(|unfinished, act, ctx| {
+            let unfinished = match unfinished {
+                Ok(Some(unfinished)) => unfinished,
                 // No answer: whatever is in flight will be replayed.
                 _ => act.shared.view.accounts.total().0.in_flight_total(),
             };
             let peer = act.shared.view.peer;
             act.take_down(ctx, move |act| {
-                act.parts.drained.do_send(FlowDrained { peer, released })
+                act.parts.drained.do_send(FlowDrained { peer, unfinished })
             });
         }));
     }

@@ -404,7 +404,10 @@ impl PartitionConsumer {
 
     fn end(&mut self, ctx: &mut Context<Self>) {
         let Some(revoke) = self.revoke.take() else { return };
-        let released = self.tracker.release_open();
+        let held = self.tracker.accounts();
+        // What only waited for permits is as Kafka still has it: it is no work left.
+        let unfinished = held.in_flight + held.dirty + self.dead_letters as u64;
+        self.tracker.release_open();
         let shared = &self.parts.shared;
         shared
             .consumers
@@ -415,7 +418,7 @@ impl PartitionConsumer {
         self.parts.ended.do_send(PartitionEnded(self.parts.id));
         let _ = revoke.reply.send(Revoked {
             watermark: self.tracker.watermark(),
-            released,
+            unfinished,
         });
         ctx.stop();
     }

@@ -281,9 +281,9 @@ impl Handler<FlowFailed> for RegionSupervisor {
 impl Handler<FlowDrained> for RegionSupervisor {
     type Result = ();
 
-    fn handle(&mut self, FlowDrained { peer, released }: FlowDrained, _: &mut Self::Context) {
+    fn handle(&mut self, FlowDrained { peer, unfinished }: FlowDrained, _: &mut Self::Context) {
         if let Some(flow) = self.flows.iter_mut().find(|flow| flow.parts.view.peer == peer) {
-            flow.drained = Some(released);
+            flow.drained = Some(unfinished);
         }
     }
 }
