@@ -43,7 +43,10 @@ fn main() -> ExitCode {
         rate: arguments.rate,
         json: arguments.json,
     };
-    match show::run(&options, &stop) {
+    let shown = show::run(&options, &stop);
+    // Each part has removed its own files; this is the folder they were in.
+    remove_leftovers();
+    match shown {
         Ok(Some(summary)) if summary.is_right() => ExitCode::SUCCESS,
         Ok(Some(_)) => ExitCode::FAILURE,
         Ok(None) => ExitCode::from(INTERRUPTED),

@@ -88,7 +88,9 @@ impl Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     plain_panics("evrepl-load");
-    match run(&arguments) {
+    let ran = run(&arguments);
+    evrepl_load::remove_leftovers();
+    match ran {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

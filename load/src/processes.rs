@@ -121,7 +121,7 @@ mod tests {
     fn usage_of_ourselves_names_our_threads_and_only_grows() {
         let before = Usage::of(std::process::id());
         let mut mixer = crate::values::Mixer::new(1);
-        let sum = (0..5_000_000).fold(0_u64, |sum, _| sum.wrapping_add(mixer.next()));
+        let sum = (0..5_000_000).fold(0_u64, |sum, _| sum.wrapping_add(mixer.draw()));
         std::hint::black_box(sum);
         let after = Usage::of(std::process::id());
         assert!(after.peak_rss_bytes > 0 && !after.threads.is_empty());

@@ -173,7 +173,7 @@ pub fn value(sequence: u64) -> Vec<u8> {
 
 /// The flags of a sequence number's value: all 32 bits are used.
 pub fn flags(sequence: u64) -> u32 {
-    values::Mixer::new(!sequence).next() as u32
+    values::Mixer::new(!sequence).draw() as u32
 }
 
 /// The sequence number that a value carries.

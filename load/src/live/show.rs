@@ -81,7 +81,7 @@ impl Summary {
             different => format!("{} are different", count(different)),
         };
         println!(
-            "  compared    {} keys in both regions (values, flags, absence): {verdict}",
+            "  compared    {} keys in both regions (values, flags, absence; expiry where touched): {verdict}",
             count(self.compared.keys)
         );
         if let Some(first) = &self.compared.first {
@@ -324,11 +324,13 @@ impl<'a> Stage<'a> {
             }
         }
         let total = Numbers::sum(both);
+        // An event that never came to its end is lost, even where the next write of its key has healed it.
+        let lost = compared.different.max(total.in_flight());
         Ok(Summary {
             writes: total.writes,
-            replicated: total.replicated,
-            // An event that never came to its end is lost, even where the next write of its key has healed it.
-            lost: compared.different.max(total.in_flight()),
+            // What the relays believe to have brought over, less what isn't there.
+            replicated: total.replicated.min(total.writes.saturating_sub(lost)),
+            lost,
             p50_ms: total.latencies.ms(0.5),
             p99_ms: total.latencies.ms(0.99),
             probes: total.latencies.count(),

@@ -18,6 +18,10 @@ const MEMCACHED_MIB: &str = "512";
 /// Partitions of each region's topic.
 const PARTITIONS: i32 = 4;
 
+/// A broker answers a waiting fetch as soon as there is something; the embedded one only when the wait is over. So the relays
+/// wait 5 ms instead of their 100, or that would be the latency.
+const FETCH: (&str, &str) = ("kafka.properties", "{ \"fetch.wait.max.ms\" = \"5\" }");
+
 /// A first start on a machine that still compiles may take this long.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
@@ -41,8 +45,8 @@ impl World {
         let [us, eu] = [&kafka[0], &kafka[1]].map(|one| Arc::new(KafkaClient::new(&one.bootstrap_servers())));
         let regions = TwoRegionsSpec::new()
             .cache(CacheSpec::new(CACHE).memcached_args(&["-m", MEMCACHED_MIB]))
-            .us(move |builder| builder.kafka(&us).topics_exist())
-            .eu(move |builder| builder.kafka(&eu).topics_exist())
+            .us(move |builder| builder.kafka(&us).topics_exist().set(FETCH.0, FETCH.1))
+            .eu(move |builder| builder.kafka(&eu).topics_exist().set(FETCH.0, FETCH.1))
             .build();
         for (region, kafka) in regions.both().into_iter().zip(&kafka) {
             let topic = &region.cache(CACHE).topic;
