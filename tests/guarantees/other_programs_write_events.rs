@@ -3,12 +3,14 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use evrepl::outcome::Outcome;
 use evrepl_lab::place::{target, unique};
 use evrepl_lab::{
-    CacheSpec, Region, Sampler, TwoRegions, TwoRegionsSpec, accounted, assert_same, broker, settle, shared, wait_until,
+    CacheSpec, Certs, PeerSpec, Region, RegionBuilder, Sampler, TwoRegions, TwoRegionsSpec, accounted, assert_same,
+    broker, settle, shared, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -284,5 +286,53 @@ fn a_flow_that_starts_at_the_latest_event_skips_its_past_but_no_partition_added_
     assert_eq!(there.get_many(&past).unwrap(), vec![None; past.len()]);
     let flow = pair.us.flow(EU);
     assert_eq!((flow.consumed, flow.outcome(Outcome::Applied)), (4, 4));
+    sampler.finish();
+}
+
+#[test]
+fn a_cache_that_is_new_in_the_configuration_is_served_after_a_restart() {
+    let _gate = shared();
+    let names = ["sessions", "profiles"];
+    let both = |builder: RegionBuilder| {
+        names
+            .into_iter()
+            .fold(builder, |builder, name| builder.cache(CacheSpec::new(name)))
+    };
+    let certs = Arc::new(Certs::issue(&["us-east-1", EU]));
+    let eu = both(
+        RegionBuilder::new(EU)
+            .certs(&certs)
+            .peer(PeerSpec::receive_only("us-east-1")),
+    )
+    .start();
+    let group_prefix = unique("lab");
+    let us = |topic: &str| {
+        RegionBuilder::new("us-east-1")
+            .certs(&certs)
+            .peer(PeerSpec::at(EU, &eu.agent_address()))
+            .group_prefix(&group_prefix)
+            .cache(CacheSpec::new("sessions").topic(topic))
+    };
+    let topic = unique("sessions");
+    broker().create_topic(&topic, 2, &[]);
+    let before = us(&topic).start();
+    before.writer("sessions").set_all([("key", "before")]);
+    settle(&[&before, &eu]);
+    before.terminate();
+    // The same process to Kafka, and back before its session is over: it gets its old partitions without a rebalance.
+    let after = us(&topic).cache(CacheSpec::new("profiles")).start();
+    let sampler = Sampler::start(&[&after]);
+    after.writer("sessions").set_all([("key", "after")]);
+    after
+        .writer("profiles")
+        .set_all((0..100).map(|n| (format!("key:{n}"), "profile")));
+    let mut there = eu.cache("profiles").client();
+    let keys: Vec<String> = (0..100).map(|n| format!("key:{n}")).collect();
+    wait_until("the new cache arrives", Duration::from_secs(30), || {
+        there.get_many(&keys).unwrap().iter().all(Option::is_some)
+    });
+    settle(&[&after, &eu]);
+    assert_same(&[&after, &eu], "profiles", &keys);
+    assert_same(&[&after, &eu], "sessions", &["key"]);
     sampler.finish();
 }
