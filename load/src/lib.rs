@@ -6,8 +6,9 @@
 //! into one plain line ([`plain_panics`]).
 
 pub mod latency;
-// pub mod live;
+pub mod live;
 pub mod needs;
+pub mod pace;
 pub mod processes;
 pub mod runs;
 pub mod stop;

@@ -57,10 +57,7 @@ impl Arguments {
             true => Scenario::names()?,
             false => self.scenarios.clone(),
         };
-        names
-            .iter()
-            .map(|name| self.changed(Scenario::named(name)?))
-            .collect()
+        names.iter().map(|name| self.changed(Scenario::named(name)?)).collect()
     }
 
     fn changed(&self, mut scenario: Scenario) -> Result<Scenario, String> {
