@@ -15,10 +15,14 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
+use tokio::time::Instant;
+
 use crate::config::{Kafka, StartAt};
 
 /// How long a question to the broker may take before it is asked again or given up.
 const ASK: Duration = Duration::from_secs(5);
+/// On top of the session timeout, for the rebalance that follows it and for the commits of what it assigned.
+const CLAIM_MARGIN: Duration = Duration::from_secs(2);
 
 /// What can go wrong between evrepl and Kafka.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +159,8 @@ struct FlowContext {
     /// Partitions each topic had when the flow first saw it: a commit carries the number as metadata, so that a partition
     /// added later is told from one that was there when `start_at` was decided.
     born: std::sync::Mutex<HashMap<String, i32>>,
+    /// When partitions were last assigned, until it was checked that the group has left none out.
+    assigned: std::sync::Mutex<Option<Instant>>,
 }
 
 impl ClientContext for FlowContext {
@@ -201,6 +207,7 @@ impl ConsumerContext for FlowContext {
                 if let Err(error) = done {
                     tracing::error!(%error, "partitions could not be taken");
                 }
+                *self.assigned_lock() = Some(Instant::now());
             }
             _ => {
                 let commits = self.listener.revoking(&partitions);
@@ -307,6 +314,34 @@ impl FlowContext {
         consumer.commit(&list, mode)
     }
 
+    /// Partitions of `topics` in which the group has no position: whoever is assigned one commits its first position at once.
+    fn left_out(&self, consumer: &BaseConsumer<Self>, topics: &[String]) -> KafkaResult<Vec<TopicPartition>> {
+        let mut all = TopicPartitionList::new();
+        for topic in topics {
+            let metadata = consumer.fetch_metadata(Some(topic), ASK)?;
+            let count = metadata.topics().first().map_or(0, |t| t.partitions().len() as i32);
+            for partition in 0..count {
+                all.add_partition(topic, partition);
+            }
+        }
+        if all.count() == 0 {
+            return Ok(Vec::new());
+        }
+        let committed = consumer.committed_offsets(all, ASK)?;
+        let without = committed.elements();
+        let without = without.iter().filter(|e| !matches!(e.offset(), Offset::Offset(_)));
+        Ok(without
+            .map(|e| TopicPartition {
+                topic: e.topic().to_owned(),
+                partition: e.partition(),
+            })
+            .collect())
+    }
+
+    fn assigned_lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.assigned.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     fn born_lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, i32>> {
         self.born.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -318,6 +353,9 @@ const BORN: &str = "evrepl born=";
 /// The consumer of one flow, for its poll thread alone.
 pub struct FlowConsumer {
     consumer: BaseConsumer<FlowContext>,
+    topics: Vec<String>,
+    /// How long members of the group may take to commit their first positions: one that has died in between is replaced.
+    claim_within: Duration,
 }
 
 impl FlowConsumer {
@@ -357,10 +395,48 @@ impl FlowConsumer {
             start_at: kafka.start_at,
             listener,
             born: Default::default(),
+            assigned: Default::default(),
         };
         let consumer: BaseConsumer<FlowContext> = config.create_with_context(context)?;
         consumer.subscribe(topics)?;
-        Ok(FlowConsumer { consumer })
+        Ok(FlowConsumer {
+            consumer,
+            topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            claim_within: kafka.session_timeout + CLAIM_MARGIN,
+        })
+    }
+
+    /// Joins the group anew if it has left partitions out. A static member that is back within its session timeout is given
+    /// its old assignment without a rebalance, and librdkafka only notices what changes from then on: partitions that were
+    /// added meanwhile, or the topic of a cache that is new in the configuration, would belong to nobody.
+    /// Asks the broker once after each assignment, and does nothing otherwise.
+    ///
+    /// # Errors
+    /// [`KafkaError::Broker`] when the broker does not answer; it is asked again later.
+    pub fn claim_left_out(&self) -> Result<(), KafkaError> {
+        let context = self.consumer.context();
+        let due = context
+            .assigned_lock()
+            .is_some_and(|at| at.elapsed() >= self.claim_within);
+        if !due {
+            return Ok(());
+        }
+        // Also when the broker does not answer: asked again after the same time, not in every round.
+        *context.assigned_lock() = Some(Instant::now());
+        let left_out = context.left_out(&self.consumer, &self.topics)?;
+        *context.assigned_lock() = None;
+        if let Some(first) = left_out.first() {
+            tracing::warn!(
+                topic = first.topic,
+                partition = first.partition,
+                partitions = left_out.len(),
+                "partitions belong to nobody in the group, joining it anew"
+            );
+            let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+            self.consumer.unsubscribe();
+            self.consumer.subscribe(&topics)?;
+        }
+        Ok(())
     }
 
     /// Waits up to `timeout` for a record, running rebalance callbacks meanwhile.
@@ -472,14 +548,14 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer with every replica's acknowledgement and no duplicates by its own retries.
+    /// A producer that waits for every in-sync replica. Not idempotent: a repeated event is harmless, and the handshake of
+    /// an idempotent one would hold the first record back for up to a second.
     ///
     /// # Errors
     /// [`KafkaError::Settings`] when librdkafka refuses a property.
     pub fn new(kafka: &Kafka, client_id: &str) -> Result<Self, KafkaError> {
         let mut config = client_config(kafka, client_id);
         config
-            .set_if_absent(kafka, "enable.idempotence", "true")
             // Interactive: nobody waits for a batch to fill.
             .set_if_absent(kafka, "linger.ms", "1");
         Ok(Producer {

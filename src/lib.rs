@@ -32,6 +32,8 @@ pub mod hashing;
 pub mod hlc;
 pub mod intensity;
 pub mod kafka;
+pub mod link;
+pub mod look;
 pub mod memcached;
 pub mod offsets;
 pub mod outcome;

@@ -550,6 +550,9 @@ impl PollLoop {
         }
         if self.watermarks_at.elapsed() >= WATERMARKS_EVERY {
             self.watermarks_at = Instant::now();
+            if let Err(error) = self.consumer.claim_left_out() {
+                tracing::warn!(%error, "not known whether the group has left partitions out, asking again");
+            }
             for lane in &self.lanes {
                 if let Some(high) = self.consumer.cached_high_watermark(&lane.queue.at) {
                     lane.queue.high_watermark.store(high, Relaxed);

@@ -42,11 +42,6 @@ struct BatchReceived {
 #[rtype(result = "()")]
 struct ConnectionEnded(Option<SessionError>);
 
-/// The agent drains: finish what is here, tell the peer to go.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub struct DrainSession;
-
 /// Why a session ended although the peer did not close it.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
@@ -246,7 +241,6 @@ impl Handler<ItemsApplied> for AgentSession {
             }
         }
         self.say(&Frame::Ack(ack), ctx);
-        self.end_if_left(ctx);
     }
 }
 
@@ -255,14 +249,6 @@ impl Handler<ConnectionEnded> for AgentSession {
 
     fn handle(&mut self, ConnectionEnded(error): ConnectionEnded, ctx: &mut Self::Context) {
         self.end(error, ctx);
-    }
-}
-
-impl Handler<DrainSession> for AgentSession {
-    type Result = ();
-
-    fn handle(&mut self, _: DrainSession, ctx: &mut Self::Context) {
-        self.leave(ctx);
     }
 }
 
@@ -405,10 +391,6 @@ impl AgentSession {
             }),
             ctx,
         );
-    }
-
-    fn end_if_left(&mut self, _: &mut Context<Self>) {
-        // The peer closes once everything is acked; until then acks may still be on their way to it.
     }
 
     fn end(&mut self, error: Option<SessionError>, ctx: &mut Context<Self>) {

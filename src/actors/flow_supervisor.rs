@@ -63,11 +63,6 @@ pub struct FlowDrained {
     pub unfinished: u64,
 }
 
-/// Drop everything at once: the next incarnation starts at the committed offsets.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "()")]
-pub struct StopFlow;
-
 /// What a flow is made of.
 #[derive(Clone)]
 pub struct FlowParts {
@@ -418,13 +413,5 @@ impl Handler<DrainFlow> for FlowSupervisor {
                 act.parts.drained.do_send(FlowDrained { peer, unfinished })
             });
         }));
-    }
-}
-
-impl Handler<StopFlow> for FlowSupervisor {
-    type Result = ();
-
-    fn handle(&mut self, _: StopFlow, ctx: &mut Self::Context) {
-        ctx.stop();
     }
 }

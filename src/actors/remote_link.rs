@@ -22,12 +22,11 @@ use tokio_rustls::client::TlsStream;
 use crate::backoff::Backoff;
 use crate::dirty::Dirtied;
 use crate::handoff::{Carried, Slot};
+use crate::link::{LinkError, connect, hello, limits, terms};
 use crate::outcome::Outcome;
-use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, SessionTerms, Stage, wall_us};
-use crate::tls::{TlsMaterial, server_name};
-use crate::wire::{
-    self, Ack, CacheStatus, Decoder, FEATURE_LZ4, Frame, Hello, HelloAck, Limits, Ping, Pong, Status, WireError,
-};
+use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, Stage, wall_us};
+use crate::tls::TlsMaterial;
+use crate::wire::{self, Ack, Decoder, Frame, HelloAck, Limits, Ping, Pong, Status};
 
 use super::batch_coalescer::{ShipBatch, ShippedItem};
 use super::cache_reader::{CacheReader, KeysAnswered, KeysDirtied, SessionStarted};
@@ -56,35 +55,6 @@ struct Received {
 struct Written {
     session: u64,
     result: Result<(), std::io::Error>,
-}
-
-/// Why a session could not begin, or ended. All of it is retried, without end.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// The peer could not be reached, or the connection broke.
-    #[error("connection: {0}")]
-    Io(#[from] std::io::Error),
-    /// No session within the time.
-    #[error("no session within {0:?}")]
-    Timeout(Duration),
-    /// The peer's identity is not what it should be.
-    #[error("tls: {0}")]
-    Tls(#[from] crate::tls::TlsError),
-    /// The peer sent something that makes no sense.
-    #[error("protocol: {0}")]
-    Wire(#[from] WireError),
-    /// The peer refused the session.
-    #[error("refused by peer: {0}")]
-    Refused(String),
-    /// The peer ended the session.
-    #[error("peer closed the session")]
-    Closed,
-    /// Nothing was heard for the idle timeout.
-    #[error("nothing heard for {0:?}")]
-    Silent(Duration),
-    /// The peer answered with a frame that has no place there.
-    #[error("unexpected {0} frame")]
-    Unexpected(&'static str),
 }
 
 /// What a link is made of.
@@ -289,20 +259,6 @@ impl RemoteLink {
 
     fn begin(&mut self, stream: TlsStream<TcpStream>, buffered: BytesMut, ack: HelloAck, ctx: &mut Context<Self>) {
         let shared = &self.parts.shared;
-        let mut accepted = vec![false; shared.config.caches.len()];
-        for (name, status) in shared.peer().caches.iter().zip(&ack.caches) {
-            if let Some(cache) = shared.config.caches.iter().position(|cache| cache.name == *name) {
-                accepted[cache] = *status == CacheStatus::Accepted;
-            }
-            if *status != CacheStatus::Accepted {
-                tracing::warn!(
-                    flow = shared.view.name,
-                    cache = name,
-                    ?status,
-                    "peer does not take this cache, its keys wait"
-                );
-            }
-        }
         self.epoch += 1;
         let session = self.epoch;
         if session > 1 {
@@ -311,13 +267,7 @@ impl RemoteLink {
                 .reconnects
                 .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
-        let room = ack.max_frame_bytes.min(ack.max_batch_raw_bytes) as usize;
-        let terms = SessionTerms {
-            // A batch may fill up to its limit and then take one more value.
-            max_value: room.saturating_sub(shared.config.batch.max_bytes + 4096) as u64,
-            lz4: ack.features.iter().any(|feature| feature == FEATURE_LZ4),
-            accepted,
-        };
+        let terms = terms(shared, &ack);
         self.parts.clock.begin(session, ack.tick, &terms);
         tracing::info!(
             flow = shared.view.name,
@@ -625,58 +575,6 @@ impl FlowShared {
     /// Whether the cache's policy is to remove copies, never to bring them.
     fn invalidates(&self, cache: u16) -> bool {
         self.config.caches[cache as usize].on_set == crate::config::OnSet::Invalidate
-    }
-}
-
-/// What this end accepts of the peer: acks and small frames.
-fn limits() -> Limits {
-    Limits::default()
-}
-
-fn hello(shared: &FlowShared) -> Hello {
-    let config = &shared.config;
-    let regions = std::iter::once(&config.region).chain(config.peers.iter().map(|peer| &peer.region));
-    Hello {
-        min_version: wire::VERSION,
-        max_version: wire::VERSION,
-        software: concat!("evrepl ", env!("CARGO_PKG_VERSION")).to_owned(),
-        caches: shared.peer().caches.clone(),
-        regions: regions.cloned().collect(),
-        features: match config.batch.compression {
-            crate::config::Compression::Lz4 => vec![FEATURE_LZ4.to_owned()],
-            crate::config::Compression::None => Vec::new(),
-        },
-        max_frame_bytes: limits().max_frame_bytes,
-    }
-}
-
-/// Connects, proves who both ends are, and greets.
-async fn connect(
-    address: String,
-    tls: Arc<TlsMaterial>,
-    identity: String,
-    hello: Hello,
-) -> Result<(TlsStream<TcpStream>, BytesMut, HelloAck), LinkError> {
-    let tcp = TcpStream::connect(&address).await?;
-    tcp.set_nodelay(true)?;
-    let mut stream = tls.connect(server_name(&identity)?, tcp).await?;
-    let mut out = BytesMut::new();
-    wire::encode(&Frame::Hello(hello), &mut out);
-    stream.write_all(&out).await?;
-    stream.flush().await?;
-    let mut decoder = Decoder::new(limits());
-    let mut buffer = BytesMut::with_capacity(4096);
-    loop {
-        match decoder.decode(&mut buffer)? {
-            Some(Frame::HelloAck(ack)) if ack.version == wire::VERSION => return Ok((stream, buffer, ack)),
-            Some(Frame::HelloAck(ack)) => return Err(LinkError::Refused(format!("wire version {}", ack.version))),
-            Some(Frame::GoAway(away)) => return Err(LinkError::Refused(away.reason)),
-            Some(_) => return Err(LinkError::Unexpected("greeting")),
-            None => {}
-        }
-        if stream.read_buf(&mut buffer).await? == 0 {
-            return Err(LinkError::Closed);
-        }
     }
 }
 

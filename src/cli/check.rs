@@ -223,12 +223,12 @@ mod tests {
             bound(&config),
             [
                 ("base", 64 << 20),
-                ("values in flight", 2 * 8 << 20),
+                ("values in flight", (2 * 8) << 20),
                 ("events in flight", 2 * 2 * 1000 * 512),
-                ("prefetch", 2 * 2 << 20),
+                ("prefetch", (2 * 2) << 20),
                 // Two lanes, three servers to one peer and one to the other.
                 ("dirty keys", 2 * (3 + 1) * 100 * 512),
-                ("stamps", 3 * 16 << 20),
+                ("stamps", (3 * 16) << 20),
                 ("agent in flight", 32 << 20),
             ]
         );

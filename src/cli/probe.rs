@@ -339,3 +339,6 @@ async fn admin_address(config: &Config) -> Finding {
     };
     Finding::of(format!("admin.listen {listen}"), answer)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::{CliError, ConfigArg, Done, table};
 use crate::admin::{AgentStatus, FlowStatus, LinkStatus, Status};
+use crate::relay::Stage;
 
 /// For the whole answer: it is made from memory, on a thread that does nothing else.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
@@ -152,12 +153,14 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
         .offset_lag
         .map_or("not known yet".to_owned(), |lag| format!("{lag} events"));
     rows.push(row("offset lag", offset_lag));
-    if !flow.lag_seconds.is_empty() {
-        let stages = flow
-            .lag_seconds
-            .iter()
-            .map(|(stage, seconds)| format!("{stage} {seconds:.3} s"));
-        rows.push(row("lag", stages.collect::<Vec<_>>().join(", ")));
+    let stages = Stage::ALL
+        .iter()
+        .filter_map(|stage| Some((stage.name(), flow.lag_seconds.get(stage.name())?)));
+    let lag: Vec<_> = stages
+        .map(|(stage, seconds)| format!("{stage} {seconds:.3} s"))
+        .collect();
+    if !lag.is_empty() {
+        rows.push(row("lag", lag.join(", ")));
     }
     if flow.paused_partitions > 0 {
         rows.push(row("paused", format!("{} partitions", flow.paused_partitions)));
@@ -275,7 +278,7 @@ mod tests {
                 in_flight_bytes: 512,
                 outcomes,
                 offset_lag: Some(9),
-                lag_seconds: [("acked".to_owned(), 0.25)].into(),
+                lag_seconds: [("acked".to_owned(), 0.25), ("consumed".to_owned(), 0.01)].into(),
                 links: vec![LinkStatus {
                     state: "dialling".to_owned(),
                     since_seconds: 61.9,
@@ -349,7 +352,7 @@ flow us-east-1->eu-west-1: waiting_for_peer
   in flight   6 (1 waiting, 2 with permit, 3 dirty), 512 bytes
   outcomes    applied 40, superseded 2
   offset lag  9 events
-  lag         acked 0.250 s
+  lag         consumed 0.010 s, acked 0.250 s
   link 0      dialling since 1m 1s, 4 failed attempts: connection refused
   waiting     3 keys for 10.0.0.5:11211, since 250ms
 

@@ -109,7 +109,7 @@ fn bytes_of(value: &OsString) -> Result<Vec<u8>, CliError> {
     Ok(bytes)
 }
 
-/// The error, and what it means for the key.
+/// The error, what it means for the key, and what to do.
 pub(super) fn explain(error: &WriterError) -> String {
     let key = match error.key_state() {
         KeyState::Unchanged => "nothing was written",
@@ -119,5 +119,10 @@ pub(super) fn explain(error: &WriterError) -> String {
         KeyState::Changed => "memcached may have dropped the old value; the key is announced",
         KeyState::Unknown => "whether memcached has changed is not known; repeat the command to be sure",
     };
-    format!("{error}\n{key}")
+    let hint = match error {
+        // librdkafka waits for a topic that is not there as for a broker that is away, and says the same of both.
+        WriterError::NotAnnounced { .. } => "\n`evrepl check --connect` tells whether kafka answers and has the topic",
+        _ => "",
+    };
+    format!("{error}\n{key}{hint}")
 }
