@@ -6,8 +6,9 @@
 //! into one plain line ([`plain_panics`]).
 
 pub mod latency;
-// pub mod live;
+pub mod live;
 pub mod needs;
+pub mod pace;
 pub mod processes;
 pub mod runs;
 pub mod stop;
@@ -19,7 +20,11 @@ pub fn plain_panics(program: &'static str) {
         return;
     }
     std::panic::set_hook(Box::new(move |info| {
-        let what = info.payload_as_str().unwrap_or("something went wrong");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let what = text
+            .or(payload.downcast_ref::<&str>().copied())
+            .unwrap_or("something went wrong");
         eprintln!("{program}: {what}");
     }));
 }

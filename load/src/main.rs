@@ -57,10 +57,7 @@ impl Arguments {
             true => Scenario::names()?,
             false => self.scenarios.clone(),
         };
-        names
-            .iter()
-            .map(|name| self.changed(Scenario::named(name)?))
-            .collect()
+        names.iter().map(|name| self.changed(Scenario::named(name)?)).collect()
     }
 
     fn changed(&self, mut scenario: Scenario) -> Result<Scenario, String> {
@@ -91,7 +88,9 @@ impl Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     plain_panics("evrepl-load");
-    match run(&arguments) {
+    let ran = run(&arguments);
+    evrepl_load::remove_leftovers();
+    match ran {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -22,7 +22,11 @@ impl Usage {
     pub fn of(pid: u32) -> Usage {
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
         let mut threads = BTreeMap::new();
-        for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
             if let Some((name, cpu)) = parse_stat(&stat).map(|stat| (stat.name, stat.cpu_seconds)) {
                 *threads.entry(name.to_string()).or_default() += cpu;
@@ -105,7 +109,8 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_and_blanks_does_not_shift_the_fields() {
-        let line = "4242 (rdk: (b) 1) S 17 4242 4242 0 -1 4194560 10 0 0 0 250 50 0 0 20 0 1 0 99 1000 5 18446744073709551615";
+        let line =
+            "4242 (rdk: (b) 1) S 17 4242 4242 0 -1 4194560 10 0 0 0 250 50 0 0 20 0 1 0 99 1000 5 18446744073709551615";
         let stat = parse_stat(line).unwrap();
         assert_eq!((stat.name, stat.parent, stat.cpu_seconds), ("rdk: (b) 1", 17, 3.0));
         assert!(parse_stat("").is_none() && parse_stat("1 (x) S").is_none());
@@ -116,7 +121,7 @@ mod tests {
     fn usage_of_ourselves_names_our_threads_and_only_grows() {
         let before = Usage::of(std::process::id());
         let mut mixer = crate::values::Mixer::new(1);
-        let sum = (0..5_000_000).fold(0_u64, |sum, _| sum.wrapping_add(mixer.next()));
+        let sum = (0..5_000_000).fold(0_u64, |sum, _| sum.wrapping_add(mixer.draw()));
         std::hint::black_box(sum);
         let after = Usage::of(std::process::id());
         assert!(after.peak_rss_bytes > 0 && !after.threads.is_empty());

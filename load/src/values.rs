@@ -9,7 +9,7 @@ impl Mixer {
         Mixer(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -19,7 +19,7 @@ impl Mixer {
 
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.draw() % bound
     }
 }
 
@@ -29,10 +29,10 @@ pub fn append(value: &mut Vec<u8>, number: u64, len: usize) {
     let end = value.len() + len;
     let mut mixer = Mixer::new(number);
     while value.len() + 8 <= end {
-        value.extend_from_slice(&mixer.next().to_le_bytes());
+        value.extend_from_slice(&mixer.draw().to_le_bytes());
     }
     let rest = end - value.len();
-    value.extend_from_slice(&mixer.next().to_le_bytes()[..rest]);
+    value.extend_from_slice(&mixer.draw().to_le_bytes()[..rest]);
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use evrepl_lab::CacheClient;
 
-use super::source::{due, key};
+use super::source::key;
 use crate::latency::Latencies;
+use crate::pace::due;
 
 /// How often it asks: the finest that is told apart, always to evrepl's disadvantage.
 const POLL: Duration = Duration::from_millis(1);
@@ -66,8 +67,7 @@ pub fn watch(client: &mut CacheClient, watch: Watch, give_up: &AtomicBool) -> Se
             });
             next += watch.every;
         }
-        let (asked, mut rest): (Vec<Awaited>, Vec<Awaited>) =
-            awaited.drain(..).partition(|one| over || one.ask <= now);
+        let (asked, mut rest): (Vec<Awaited>, Vec<Awaited>) = awaited.drain(..).partition(|one| over || one.ask <= now);
         let keys: Vec<_> = asked.iter().map(|one| key(one.number)).collect();
         let found = client
             .get_many(&keys)

@@ -214,9 +214,13 @@ mod tests {
 
     #[test]
     fn a_median_is_taken_number_by_number_and_never_invented() {
-        let run = |rate: f64, lost: u64| json!({ "events_per_second": rate, "lost": lost, "cpu": { "relay": rate * 2.0 } });
+        let run =
+            |rate: f64, lost: u64| json!({ "events_per_second": rate, "lost": lost, "cpu": { "relay": rate * 2.0 } });
         let runs = [run(3.0, 0), run(1.0, 5), run(2.0, 1)];
-        assert_eq!(median(&runs), json!({ "events_per_second": 2.0, "lost": 1, "cpu": { "relay": 4.0 } }));
+        assert_eq!(
+            median(&runs),
+            json!({ "events_per_second": 2.0, "lost": 1, "cpu": { "relay": 4.0 } })
+        );
         assert_eq!(median(&runs[..2])["events_per_second"], json!(1.0));
         assert_eq!(median(&[]), Value::Null);
     }
@@ -225,7 +229,10 @@ mod tests {
     fn a_table_has_a_column_for_each_scenario_and_says_what_was_not_measured() {
         let columns = [("drain-100".to_string(), json!({ "events": 500_000, "lost": 0 }))];
         let table = table(&columns);
-        assert!(table.contains("| events ") && table.contains(" 500 000 |") && table.contains("–"), "{table}");
+        assert!(
+            table.contains("| events ") && table.contains(" 500 000 |") && table.contains("–"),
+            "{table}"
+        );
         let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
         assert!(widths.iter().all(|width| *width == widths[0]), "{table}");
     }

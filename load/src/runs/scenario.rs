@@ -27,7 +27,11 @@ impl<'de> Deserialize<'de> for Kind {
                     value: Some(other.into()),
                 };
                 let span = value.span;
-                Err(DeserError::from(Error { kind, span, line_info: None }))
+                Err(DeserError::from(Error {
+                    kind,
+                    span,
+                    line_info: None,
+                }))
             }
         }
     }

@@ -15,6 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext};
 
 use crate::latency::Latencies;
+use crate::pace::{due, due_by};
 use crate::values;
 
 /// Bytes of a key: a prefix and ten digits.
@@ -38,12 +39,6 @@ pub fn key(number: u64) -> [u8; KEY_BYTES] {
         rest /= 10;
     }
     key
-}
-
-/// When write `index` of an open loop is due, counted from its beginning.
-pub fn due(index: u64, rate: u64) -> Duration {
-    // In u128, since a run of hours at a million a second passes u64 in nanoseconds times the rate.
-    Duration::from_nanos((u128::from(index) * 1_000_000_000 / u128::from(rate)) as u64)
 }
 
 #[derive(Default)]
@@ -96,7 +91,13 @@ impl Source {
         let mut event = Vec::new();
         // With the version that a real writer's event carries; which one makes no difference to its length.
         let ver = Some(1_700_000_000_000 << 16);
-        event::encode(&Event { ver, ..Event::new(Op::Set) }, &mut event);
+        event::encode(
+            &Event {
+                ver,
+                ..Event::new(Op::Set)
+            },
+            &mut event,
+        );
         Source {
             client: cache.client(),
             producer: producer.unwrap_or_else(|error| panic!("a producer for the load: {error}")),
@@ -141,8 +142,7 @@ impl Source {
                 continue;
             }
             let elapsed = now.duration_since(start);
-            let allowed = (elapsed.as_nanos() * u128::from(rate) / 1_000_000_000) as u64 + 1;
-            let to = allowed.min(count).min(done + FILL);
+            let to = due_by(elapsed, rate).min(count).min(done + FILL);
             for index in done..to {
                 late.record(elapsed.saturating_sub(due(index, rate)));
             }
@@ -226,13 +226,5 @@ mod tests {
         assert_eq!(&key(0), b"load:0000000000");
         assert_eq!(&key(1_234_567_890), b"load:1234567890");
         assert_ne!(key(500_000), key(499_999));
-    }
-
-    #[test]
-    fn writes_are_due_evenly_for_hours() {
-        assert_eq!(due(0, 20_000), Duration::ZERO);
-        assert_eq!(due(20_000, 20_000), Duration::from_secs(1));
-        assert_eq!(due(3_600 * 1_000_000, 1_000_000), Duration::from_secs(3_600));
-        assert_eq!(due(1, 3), Duration::from_nanos(333_333_333));
     }
 }

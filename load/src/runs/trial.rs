@@ -15,6 +15,7 @@ use super::scenario::{Kind, Scenario};
 use super::source::Source;
 use super::verify;
 use crate::latency::Quantiles;
+use crate::pace::due;
 use crate::processes::{Usage, child_with};
 use crate::stop::Stop;
 
@@ -100,7 +101,9 @@ impl Counted {
         let million = events as f64 / 1e6;
         for ((name, pid), before) in self.pids.iter().zip(&self.before) {
             let used = Usage::of(*pid).since(before);
-            measured.cpu_seconds_per_million.insert(name, used.cpu_seconds / million);
+            measured
+                .cpu_seconds_per_million
+                .insert(name, used.cpu_seconds / million);
             let mib = used.peak_rss_bytes as f64 / f64::from(1 << 20);
             measured.peak_rss_mib.insert(name, mib);
             if matches!(*name, "relay" | "agent") {
@@ -203,11 +206,7 @@ fn drain(pair: &TwoRegions, scenario: &Scenario, stop: &Stop) -> Option<(Measure
         if stop.wait(SAMPLE) {
             return None;
         }
-        assert!(
-            pair.us.is_running(),
-            "the relay has ended:\n{}",
-            pair.us.log_tail(60)
-        );
+        assert!(pair.us.is_running(), "the relay has ended:\n{}", pair.us.log_tail(60));
         let finished = asked(pair).map_or(last, |flow| flow.finished());
         let now = Instant::now();
         if finished > last {
@@ -287,7 +286,7 @@ fn fixed(pair: &TwoRegions, scenario: &Scenario, stop: &Stop) -> Option<(Measure
         let missing = format!("{} watched values never became readable", seen.missing);
         measured.problems.push(missing);
     }
-    let last_due = start + super::source::due(events, rate);
+    let last_due = start + due(events, rate);
     let ended = seen.last.map_or(last_due, |last| last.max(last_due));
     measured.events_per_second = Some(events as f64 / (ended - start).as_secs_f64());
     measured.latency_ms = Some(seen.latencies.quantiles());
@@ -305,11 +304,7 @@ fn finished(pair: &TwoRegions, events: u64, what: &str, stop: &Stop) -> Option<(
     let mut progress = Progress::new(what, events);
     let (mut last, mut moved) = (0, Instant::now());
     while last < events && moved.elapsed() < STALLED_AFTER {
-        assert!(
-            pair.us.is_running(),
-            "the relay has ended:\n{}",
-            pair.us.log_tail(60)
-        );
+        assert!(pair.us.is_running(), "the relay has ended:\n{}", pair.us.log_tail(60));
         let now = asked(pair).map_or(last, |flow| flow.finished());
         if now > last {
             (last, moved) = (now, Instant::now());
