@@ -88,9 +88,20 @@ impl OpenBatch {
         }
     }
 
-    /// Adds an item; the key's older one is replaced. A touch only brings its expiry to an item with a value, keeping that
+    /// Bytes of keys, values and overhead so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds an item; the key's older one is replaced. Of their two events the one stays that `survives` (the new one, the
+    /// old one) says. A touch only brings its expiry to an item with a value, keeping that
     /// value's stamp, and is itself superseded by a removal: the write that brought the key back has an event of its own.
-    pub fn push(&mut self, mut item: HeldItem, now: Instant) -> Option<Replaced> {
+    pub fn push(
+        &mut self,
+        mut item: HeldItem,
+        now: Instant,
+        survives: impl Fn(&HeldEvent, &HeldEvent) -> bool,
+    ) -> Option<Replaced> {
         self.opened.get_or_insert(now);
         let at = match self.newest.entry((item.event.cache, item.event.key.clone())) {
             Entry::Vacant(entry) => {
@@ -102,17 +113,25 @@ impl OpenBatch {
             Entry::Occupied(entry) => *entry.get(),
         };
         let older = &mut self.items[at];
+        let stays = survives(&item.event, &older.event);
+        // Whoever waits for the probe's answer gets it from the item that is sent in its stead.
+        let probe = item.event.probe | older.event.probe;
         if let (Seen::Touch(_), Seen::Nothing(_)) = (&item.seen, &older.seen) {
+            let bytes = item.bytes();
+            let strangers = older.event.ticket.consumer != item.event.ticket.consumer;
+            if strangers && stays && !survives(&older.event, &item.event) {
+                // The removal's event is nobody's any more: the touch's answers for the key.
+                std::mem::swap(&mut older.event, &mut item.event);
+            }
+            older.event.probe = probe;
             return Some(Replaced {
-                bytes: item.bytes(),
+                bytes,
                 event: item.event,
             });
         }
-        // Whoever waits for the probe's answer gets it from the item that is sent in its stead.
-        item.event.probe |= older.event.probe;
         let held = older.bytes() + item.bytes();
         let before = older.bytes();
-        let event = match (&mut older.seen, item.seen) {
+        let mut event = match (&mut older.seen, item.seen) {
             (Seen::Value { expiry, .. }, Seen::Touch(newer)) => {
                 *expiry = newer;
                 // One age for both: the expiry's. The stamp stays that of the value, the older look.
@@ -128,6 +147,10 @@ impl OpenBatch {
                 std::mem::replace(older, newer).event
             }
         };
+        if !stays {
+            std::mem::swap(&mut older.event, &mut event);
+        }
+        older.event.probe = probe;
         let after = older.bytes();
         self.bytes = self.bytes + after - before;
         Some(Replaced {
@@ -179,6 +202,10 @@ mod tests {
         }
     }
 
+    fn newer(_: &HeldEvent, _: &HeldEvent) -> bool {
+        true
+    }
+
     fn value(bytes: &'static [u8]) -> Seen {
         Seen::Value {
             value: Bytes::from_static(bytes),
@@ -191,9 +218,9 @@ mod tests {
     fn the_newest_item_of_a_key_is_the_one_that_leaves() {
         let now = Instant::now();
         let mut batch = OpenBatch::new(10, 1 << 20);
-        assert!(batch.push(item(1, 0, value(b"old"), 1), now).is_none());
-        assert!(batch.push(item(2, 1, value(b"other"), 1), now).is_none());
-        let replaced = batch.push(item(1, 2, value(b"newer"), 2), now).unwrap();
+        assert!(batch.push(item(1, 0, value(b"old"), 1), now, newer).is_none());
+        assert!(batch.push(item(2, 1, value(b"other"), 1), now, newer).is_none());
+        let replaced = batch.push(item(1, 2, value(b"newer"), 2), now, newer).unwrap();
         assert_eq!(replaced.event.ticket.seq, 0);
         let items = batch.take();
         assert_eq!(items.len(), 2);
@@ -206,9 +233,9 @@ mod tests {
     fn a_touch_brings_its_expiry_to_a_value_and_keeps_the_older_stamp() {
         let now = Instant::now();
         let mut batch = OpenBatch::new(10, 1 << 20);
-        batch.push(item(1, 0, value(b"v"), 5), now);
+        batch.push(item(1, 0, value(b"v"), 5), now, newer);
         let replaced = batch
-            .push(item(1, 1, Seen::Touch(Expiry::Seconds(60)), 9), now)
+            .push(item(1, 1, Seen::Touch(Expiry::Seconds(60)), 9), now, newer)
             .unwrap();
         assert_eq!(replaced.event.ticket.seq, 0, "the older event is the superseded one");
         let items = batch.take();
@@ -227,19 +254,41 @@ mod tests {
     fn a_touch_that_joins_a_removal_is_superseded() {
         let now = Instant::now();
         let mut batch = OpenBatch::new(10, 1 << 20);
-        batch.push(item(1, 0, Seen::Nothing(Outcome::Deleted), 5), now);
-        let replaced = batch.push(item(1, 1, Seen::Touch(Expiry::Never), 6), now).unwrap();
+        batch.push(item(1, 0, Seen::Nothing(Outcome::Deleted), 5), now, newer);
+        let replaced = batch
+            .push(item(1, 1, Seen::Touch(Expiry::Never), 6), now, newer)
+            .unwrap();
         assert_eq!(replaced.event.ticket.seq, 1);
         assert!(matches!(batch.take()[0].seen, Seen::Nothing(Outcome::Deleted)));
+    }
+
+    #[test]
+    fn an_event_that_is_nobodys_never_ends_a_live_one() {
+        let now = Instant::now();
+        let mut batch = OpenBatch::new(10, 1 << 20);
+        let live = |comes: &HeldEvent, held: &HeldEvent| comes.ticket.seq < held.ticket.seq;
+        batch.push(item(1, 0, value(b"older look"), 5), now, live);
+        let replaced = batch.push(item(1, 9, value(b"newer look"), 6), now, live).unwrap();
+        assert_eq!(replaced.event.ticket.seq, 9);
+        batch.push(item(2, 9, Seen::Nothing(Outcome::Deleted), 5), now, live);
+        let mut touch = item(2, 1, Seen::Touch(Expiry::Never), 6);
+        touch.event.ticket.consumer = 1;
+        let replaced = batch.push(touch, now, live).unwrap();
+        assert_eq!(replaced.event.ticket.seq, 9);
+        let items = batch.take();
+        assert!(matches!(&items[0].seen, Seen::Value { value, .. } if value == "newer look"));
+        assert_eq!((items[0].event.ticket.seq, items[0].looked_at), (0, 6));
+        assert!(matches!(items[1].seen, Seen::Nothing(Outcome::Deleted)));
+        assert_eq!(items[1].event.ticket.seq, 1);
     }
 
     #[test]
     fn it_is_full_on_bytes_or_on_items() {
         let now = Instant::now();
         let mut batch = OpenBatch::new(2, 10_000);
-        batch.push(item(1, 0, value(b"v"), 1), now);
+        batch.push(item(1, 0, value(b"v"), 1), now, newer);
         assert_eq!(batch.full(), None);
-        batch.push(item(2, 1, value(b"v"), 1), now);
+        batch.push(item(2, 1, value(b"v"), 1), now, newer);
         assert_eq!(batch.full(), Some(Trigger::Items));
         batch.take();
         batch.push(
@@ -254,6 +303,7 @@ mod tests {
                 1,
             ),
             now,
+            newer,
         );
         assert_eq!(batch.full(), Some(Trigger::Bytes));
     }
@@ -272,7 +322,7 @@ mod tests {
                 };
                 let item = item(*key, seq as u64, seen, seq as u64);
                 held += item.bytes();
-                if let Some(replaced) = batch.push(item, now) {
+                if let Some(replaced) = batch.push(item, now, newer) {
                     replaced_events += 1;
                     held -= replaced.bytes;
                 }

@@ -135,10 +135,23 @@ impl<E: DirtyEvent> DirtySet<E> {
     /// Makes the event's key dirty for this reason. Returns the older of two events if the key was dirty already; the
     /// newer one waits as the latest reason says.
     pub fn insert(&mut self, event: E, reason: Dirtied, now: Instant) -> Option<E> {
+        let wins = self
+            .held(event.cache(), event.key())
+            .is_none_or(|held| event.supersedes(held));
+        self.insert_judged(event, reason, now, wins)
+    }
+
+    /// The event that a dirty key holds.
+    pub fn held(&self, cache: u16, key: &Bytes) -> Option<&E> {
+        self.find(cache, key).map(|id| &self.slab.get(id).event)
+    }
+
+    /// [`insert`](Self::insert) for a caller who knows better which of two events must stay: `wins` is for this one.
+    pub fn insert_judged(&mut self, event: E, reason: Dirtied, now: Instant, wins: bool) -> Option<E> {
         self.probe_returned(&event, &reason, now);
         let look_again = reason == Dirtied::LookAgain;
         let (id, superseded) = match self.find(event.cache(), event.key()) {
-            Some(id) => (id, Some(self.supersede(id, event))),
+            Some(id) => (id, Some(self.supersede(id, event, wins))),
             None => (self.add(event, now), None),
         };
         let entry = self.slab.get_mut(id);
@@ -177,8 +190,19 @@ impl<E: DirtyEvent> DirtySet<E> {
     /// # Errors
     /// The event, if its key is not dirty.
     pub fn join(&mut self, event: E) -> Result<E, E> {
+        let wins = self
+            .held(event.cache(), event.key())
+            .is_none_or(|held| event.supersedes(held));
+        self.join_judged(event, wins)
+    }
+
+    /// [`join`](Self::join) for a caller who knows better which of two events must stay: `wins` is for this one.
+    ///
+    /// # Errors
+    /// The event, if its key is not dirty.
+    pub fn join_judged(&mut self, event: E, wins: bool) -> Result<E, E> {
         match self.find(event.cache(), event.key()) {
-            Some(id) => Ok(self.supersede(id, event)),
+            Some(id) => Ok(self.supersede(id, event, wins)),
             None => Err(event),
         }
     }
@@ -328,10 +352,10 @@ impl<E: DirtyEvent> DirtySet<E> {
     }
 
     /// Keeps the newer event in the entry, with the attempts of the key, and returns the older.
-    fn supersede(&mut self, id: u32, mut event: E) -> E {
+    fn supersede(&mut self, id: u32, mut event: E, wins: bool) -> E {
         let held = &mut self.slab.get_mut(id).event;
         let attempts = held.attempts().max(event.attempts());
-        if event.supersedes(held) {
+        if wins {
             std::mem::swap(held, &mut event);
         }
         held.set_attempts(attempts);

@@ -168,29 +168,54 @@ impl<M: Send + 'static> Handoff<M> {
     /// # Errors
     /// [`HandoffClosed`] with the message when the actor is gone.
     pub async fn send(&self, message: M) -> Result<(), HandoffClosed<M>> {
+        match self.reserve().await {
+            Some(reserved) => reserved.send(message),
+            None => Err(HandoffClosed(message)),
+        }
+    }
+
+    /// Waits for a slot without a message yet, so that nothing else need be held while waiting. `None` when the actor is gone.
+    pub async fn reserve(&self) -> Option<Reserved<M>> {
         let permit = match self.slots.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
                 let since = tokio::time::Instant::now();
                 let permit = self.slots.clone().acquire_owned().await;
                 self.gauge.waited_for(since.elapsed());
-                match permit {
-                    Ok(permit) => permit,
-                    Err(_) => return Err(HandoffClosed(message)),
-                }
+                permit.ok()?
             }
         };
-        if !self.recipient.connected() {
+        self.recipient.connected().then(|| Reserved {
+            permit,
+            handoff: self.clone(),
+        })
+    }
+}
+
+/// A slot in a mailbox, waiting for its message; dropped, it makes room for another.
+pub struct Reserved<M: Send + 'static> {
+    permit: OwnedSemaphorePermit,
+    handoff: Handoff<M>,
+}
+
+impl<M: Send + 'static> Reserved<M> {
+    /// Sends at once.
+    ///
+    /// # Errors
+    /// [`HandoffClosed`] with the message when the actor is gone.
+    pub fn send(self, message: M) -> Result<(), HandoffClosed<M>> {
+        let Reserved { permit, handoff } = self;
+        if !handoff.recipient.connected() {
             return Err(HandoffClosed(message));
         }
-        self.gauge
-            .entered(self.capacity.saturating_sub(self.slots.available_permits()));
+        let taken = handoff.capacity.saturating_sub(handoff.slots.available_permits());
+        handoff.gauge.entered(taken);
         let slot = Slot {
             _permit: permit,
-            gauge: self.gauge.clone(),
+            gauge: handoff.gauge,
         };
         // Ignores actix's own capacity on purpose: the slot is the bound.
-        self.recipient.do_send(Carried { message, slot });
+        handoff.recipient.do_send(Carried { message, slot });
         Ok(())
     }
 }

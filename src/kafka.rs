@@ -177,6 +177,8 @@ fn log_librdkafka(level: RDKafkaLogLevel, fac: &str, message: &str) {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
             tracing::warn!(facility = fac, message, "librdkafka");
         }
+        // An offset that retention has removed: records that this flow never saw are gone.
+        _ if fac == "OFFSET" => tracing::warn!(facility = fac, message, "librdkafka"),
         _ => tracing::debug!(facility = fac, message, "librdkafka"),
     }
 }
@@ -206,6 +208,10 @@ impl ConsumerContext for FlowContext {
                 };
                 if let Err(error) = done {
                     tracing::error!(%error, "partitions could not be taken");
+                }
+                // A partition that was paused when it was last ours is still paused in librdkafka; its new queue is empty.
+                if let Err(error) = consumer.resume(list) {
+                    tracing::error!(%error, "partitions could not be resumed");
                 }
                 *self.assigned_lock() = Some(Instant::now());
             }
@@ -255,6 +261,10 @@ impl FlowContext {
             }
             let committed = consumer.committed_offsets(all, ASK)?;
             let known = committed.elements();
+            for element in &known {
+                // The call may succeed while a partition's answer is missing: that is not the same as no commit.
+                element.error()?;
+            }
             let born = known
                 .iter()
                 .filter(|e| matches!(e.offset(), Offset::Offset(_)))

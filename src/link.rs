@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::Compression;
+use crate::memcached::MAX_KEY_BYTES;
 use crate::relay::{FlowShared, ITEM_OVERHEAD, SessionTerms};
 use crate::tls::{TlsMaterial, server_name};
 use crate::wire::{self, CacheStatus, Decoder, FEATURE_LZ4, Frame, Hello, HelloAck, Limits, WireError};
@@ -83,8 +84,9 @@ pub fn terms(shared: &FlowShared, ack: &HelloAck) -> SessionTerms {
     }
     let room = ack.max_frame_bytes.min(ack.max_batch_raw_bytes) as usize;
     SessionTerms {
-        // A batch may fill up to its limit and then take one more value.
-        max_value: room.saturating_sub(shared.config.batch.max_bytes + wire::BATCH_OVERHEAD + ITEM_OVERHEAD) as u64,
+        // A batch of one value must fit; larger ones are closed before they exceed what the peer takes.
+        max_value: room.saturating_sub(wire::BATCH_OVERHEAD + ITEM_OVERHEAD + MAX_KEY_BYTES) as u64,
+        max_batch: room.saturating_sub(wire::BATCH_OVERHEAD) as u64,
         lz4: ack.features.iter().any(|feature| feature == FEATURE_LZ4),
         accepted,
     }

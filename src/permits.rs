@@ -27,6 +27,8 @@ pub struct Permits {
 #[derive(Debug)]
 struct Inner {
     available: usize,
+    /// What chunks leave for dirty keys, or a key that holds the watermark could wait for ever behind new work.
+    reserve: usize,
     dirty: VecDeque<(usize, oneshot::Sender<()>)>,
     chunks: VecDeque<(usize, oneshot::Sender<()>)>,
 }
@@ -36,6 +38,7 @@ impl Permits {
     pub fn new(total: usize) -> Self {
         let inner = Inner {
             available: total,
+            reserve: total / 4,
             dirty: VecDeque::new(),
             chunks: VecDeque::new(),
         };
@@ -55,7 +58,8 @@ impl Permits {
         self.lock().available
     }
 
-    /// Takes `n` permits at once, waiting for them when there are fewer. `n` must not exceed the total, or it waits for ever.
+    /// Takes `n` permits at once, waiting for them when there are fewer. A quarter of all is left to dirty keys: `n` must not
+    /// exceed three quarters of the total for a chunk, the total for dirty keys, or it waits for ever.
     /// Dropping the future gives the place in the queue, or the permits, back.
     pub async fn take(&self, n: usize, urgency: Urgency) {
         debug_assert!(n <= self.total);
@@ -65,7 +69,11 @@ impl Permits {
                 Urgency::Dirty => inner.dirty.is_empty(),
                 Urgency::Chunk => inner.dirty.is_empty() && inner.chunks.is_empty(),
             };
-            if first && inner.available >= n {
+            let reserve = match urgency {
+                Urgency::Dirty => 0,
+                Urgency::Chunk => inner.reserve,
+            };
+            if first && inner.available >= n + reserve {
                 inner.available -= n;
                 return;
             }
@@ -105,13 +113,13 @@ impl Permits {
 impl Inner {
     fn serve(&mut self) {
         loop {
-            let queue = if self.dirty.is_empty() {
-                &mut self.chunks
-            } else {
-                &mut self.dirty
+            let (queue, reserve) = match self.dirty.is_empty() {
+                true => (&mut self.chunks, self.reserve),
+                false => (&mut self.dirty, 0),
             };
-            let Some((n, _)) = queue.front() else { return };
-            if *n > self.available {
+            let Some((n, sender)) = queue.front() else { return };
+            // Nobody waits for it any more: it must not keep those behind it.
+            if !sender.is_closed() && *n + reserve > self.available {
                 return;
             }
             if let Some((n, sender)) = queue.pop_front()

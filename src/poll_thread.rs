@@ -116,6 +116,8 @@ pub struct PollThreadEnded(pub Option<KafkaError>);
 struct QueueInner {
     chunks: VecDeque<Chunk>,
     consumer: Option<(Recipient<ChunkReady>, Recipient<RevokePartition>)>,
+    /// The assignment is over: nothing of it may be consumed any more.
+    revoked: bool,
 }
 
 /// The chunks of one assigned partition between the poll thread and its PartitionConsumer: the mailbox
@@ -143,10 +145,23 @@ impl PartitionQueue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Names the consumer; it gets a [`ChunkReady`] at once, for what is there already.
-    pub fn attach(&self, ready: Recipient<ChunkReady>, revoke: Recipient<RevokePartition>) {
+    /// Names the consumer; it gets a [`ChunkReady`] at once, for what is there already. False when the assignment is over
+    /// already: nobody would ever revoke that consumer.
+    pub fn attach(&self, ready: Recipient<ChunkReady>, revoke: Recipient<RevokePartition>) -> bool {
+        let mut inner = self.lock();
+        if inner.revoked {
+            return false;
+        }
         ready.do_send(ChunkReady);
-        self.lock().consumer = Some((ready, revoke));
+        inner.consumer = Some((ready, revoke));
+        true
+    }
+
+    /// Ends the assignment: gives whom to tell, if a consumer has attached.
+    fn revoke(&self) -> Option<Recipient<RevokePartition>> {
+        let mut inner = self.lock();
+        inner.revoked = true;
+        inner.consumer.take().map(|(_, revoke)| revoke)
     }
 
     /// Takes the oldest chunk; the caller is busy until it asks again.
@@ -257,9 +272,9 @@ impl Rebalances {
         let deadline = drain.unwrap_or_else(|| Instant::now() + self.settings.revoke_timeout);
         let mut waiting = Vec::new();
         for queue in revoked {
-            let consumer = queue.lock().consumer.take();
+            let consumer = queue.revoke();
             // Without a consumer nothing of this assignment was consumed.
-            if let Some((_, revoke)) = consumer {
+            if let Some(revoke) = consumer {
                 let (reply, answer) = mpsc::sync_channel(1);
                 revoke.do_send(RevokePartition { deadline, reply });
                 waiting.push((queue.at.clone(), answer));
@@ -299,6 +314,7 @@ impl RebalanceListener for Arc<Rebalances> {
                     inner: Mutex::new(QueueInner {
                         chunks: VecDeque::new(),
                         consumer: None,
+                        revoked: false,
                     }),
                     busy: AtomicBool::new(false),
                     flow_events: self.flow_events.clone(),
@@ -362,6 +378,11 @@ impl PollThread {
             commands,
             thread: Some(thread),
         })
+    }
+
+    /// Whether the thread has ended, in order or not.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(|thread| thread.is_finished())
     }
 
     /// A sender of commands, for the partition consumers.

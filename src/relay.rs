@@ -439,6 +439,23 @@ impl FlowShared {
         self.view.in_flight_bytes.store(self.bytes.used() as u64, Relaxed);
     }
 
+    /// Of two events of a key, whether the one that comes must stay rather than the one that is held. An event whose
+    /// partition consumer has ended is nobody's: its offset is uncommitted and will be read again, so it must never end a
+    /// live one as superseded. Among equals the newer one stays.
+    pub fn survives(&self, comes: &HeldEvent, held: &HeldEvent) -> bool {
+        if comes.ticket.consumer == held.ticket.consumer {
+            return comes.ticket.seq >= held.ticket.seq;
+        }
+        // Different consumers meet in one key only around rebalances and with writers that partition differently.
+        let consumers = self.consumers.read().unwrap_or_else(PoisonError::into_inner);
+        let live = |event: &HeldEvent| consumers.contains_key(&event.ticket.consumer);
+        match (live(comes), live(held)) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => comes.produced_at_ms >= held.produced_at_ms,
+        }
+    }
+
     /// The number that a cache has on the wire: its place among the peer's caches.
     pub fn wire_cache(&self, cache: u16) -> u16 {
         self.wire_caches[cache as usize]
@@ -460,6 +477,8 @@ impl FlowShared {
 #[derive(Debug, Default)]
 pub struct Reports {
     fates: Vec<(u32, Vec<(Seq, Fate)>)>,
+    /// Where the last one went: events come in runs of one partition.
+    last: usize,
     permits: usize,
 }
 
@@ -487,10 +506,18 @@ impl Reports {
     }
 
     fn push(&mut self, ticket: Ticket, fate: Fate) {
-        match self.fates.iter_mut().find(|(consumer, _)| *consumer == ticket.consumer) {
-            Some((_, fates)) => fates.push((ticket.seq, fate)),
-            None => self.fates.push((ticket.consumer, vec![(ticket.seq, fate)])),
+        if self
+            .fates
+            .get(self.last)
+            .is_none_or(|(consumer, _)| *consumer != ticket.consumer)
+        {
+            let known = self.fates.iter().position(|(consumer, _)| *consumer == ticket.consumer);
+            self.last = known.unwrap_or(self.fates.len());
+            if known.is_none() {
+                self.fates.push((ticket.consumer, Vec::new()));
+            }
         }
+        self.fates[self.last].1.push((ticket.seq, fate));
     }
 }
 
@@ -499,6 +526,8 @@ impl Reports {
 pub struct SessionTerms {
     /// The largest value that the peer takes, in bytes.
     pub max_value: u64,
+    /// The largest batch that the peer takes, in bytes, decompressed.
+    pub max_batch: u64,
     /// Both ends know LZ4.
     pub lz4: bool,
     /// By cache index: the peer knows the cache and lets us write it.
@@ -512,6 +541,7 @@ pub struct LaneClock {
     session: AtomicU64,
     tick: AtomicU64,
     max_value: AtomicU64,
+    max_batch: AtomicU64,
     lz4: AtomicBool,
     /// By cache index.
     accepted: Vec<AtomicBool>,
@@ -547,9 +577,15 @@ impl LaneClock {
         self.max_value.load(Relaxed) as usize
     }
 
+    /// The largest batch that the peer takes in this session, in bytes.
+    pub fn max_batch(&self) -> usize {
+        self.max_batch.load(Relaxed) as usize
+    }
+
     /// A session began with these terms.
     pub fn begin(&self, session: u64, tick: u64, terms: &SessionTerms) {
         self.max_value.store(terms.max_value, Relaxed);
+        self.max_batch.store(terms.max_batch, Relaxed);
         self.lz4.store(terms.lz4, Relaxed);
         for (cache, accepted) in self.accepted.iter().enumerate() {
             accepted.store(terms.accepted.get(cache).copied().unwrap_or(false), Relaxed);

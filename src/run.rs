@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::actors::flow_supervisor::FlowParts;
-use crate::actors::region_supervisor::{RegionSupervisor, Terminate};
+use crate::actors::region_supervisor::{EXIT_GAVE_UP, RegionSupervisor, Terminate};
 use crate::admin::AdminError;
 use crate::agent::AgentShared;
 use crate::config::Config;
@@ -25,6 +25,8 @@ use crate::topics;
 /// The configuration is right in itself but cannot be run here.
 pub const EXIT_CONFIG: i32 = 78;
 
+/// How often it is asked whether the root of the tree still runs.
+const ROOT_WATCH: std::time::Duration = std::time::Duration::from_millis(500);
 /// How long the last export may keep the process.
 const TELEMETRY_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -166,9 +168,19 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         "starting"
     );
     let system = System::new();
-    let code = exit.clone();
+    let (code, exit_code) = (exit.clone(), exit.clone());
     system.block_on(async move {
         let root = RegionSupervisor::new(make_flows, agent, socket, code).start();
+        let (watched, its_code) = (root.clone(), exit_code);
+        actix_rt::spawn(async move {
+            // The root has nobody above it: without it the process would neither heal nor drain.
+            while watched.connected() {
+                tokio::time::sleep(ROOT_WATCH).await;
+            }
+            tracing::error!("region supervisor is gone, giving up");
+            its_code.store(EXIT_GAVE_UP, SeqCst);
+            System::current().stop();
+        });
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
             // Fails only where the process may not handle signals at all; it then ends the hard way, which is safe.
             let Ok(mut signals) = signal(kind) else { continue };

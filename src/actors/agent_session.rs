@@ -27,7 +27,7 @@ use crate::wire::{
 use super::cache_writer::{ApplyItems, ItemsApplied};
 
 /// Frames to the peer that may wait for the socket. A peer that lets so many acks pile up does not read them.
-const OUT_FRAMES: usize = 4096;
+const OUT_FRAMES: usize = 256;
 /// Bytes asked of the socket at once: a default batch, so that it usually arrives in one piece.
 const READ_BYTES: usize = 256 << 10;
 
@@ -97,7 +97,6 @@ struct Open {
 #[derive(Default)]
 struct Outbox {
     parts: VecDeque<ApplyItems>,
-    bytes: u64,
     sending: bool,
 }
 
@@ -344,7 +343,6 @@ impl AgentSession {
                 self.handle(done, ctx);
                 continue;
             }
-            self.outboxes[server].bytes += raw;
             self.outboxes[server].parts.push_back(part);
             self.send(server, ctx);
         }

@@ -106,8 +106,16 @@ impl BatchCoalescer {
             };
             let now = Instant::now();
             let mut items = message.items.into_iter();
-            for item in items.by_ref() {
-                if let Some(replaced) = self.open.push(item, now) {
+            while let Some(item) = items.next() {
+                // What the peer takes in one batch may be less than what is configured here.
+                if !self.open.is_empty() && self.open.bytes() + item.bytes() > self.clock.max_batch() {
+                    self.close(Trigger::Bytes, ctx);
+                    let rest = std::iter::once(item).chain(items).collect::<Vec<_>>();
+                    items = rest.into_iter();
+                    break;
+                }
+                let shared = &self.shared;
+                if let Some(replaced) = self.open.push(item, now, |comes, held| shared.survives(comes, held)) {
                     reports.finished(replaced.event.ticket, Outcome::Superseded);
                     self.shared.give_bytes(replaced.bytes);
                 }

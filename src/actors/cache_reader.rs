@@ -4,8 +4,8 @@
 //! lane's coalescer. It looks only while there is a session, one pipelined read at a time; every look is stamped with the
 //! last tick heard before it was sent.
 //! It holds the dirty keys of its server with their backoff, and the server's circuit breaker; a failed look is a state.
-//! Bounded by: `mailbox.cache_reader`, the flow's permits and bytes, and `flow.max_dirty_keys`, beyond which it takes
-//! nothing new.
+//! Bounded by: `mailbox.cache_reader`, the flow's permits and bytes, and `flow.max_dirty_keys`, beyond which no mailbox
+//! slot is given up: the dirty keys exceed it by what is in the mailbox and in flight at most.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -89,6 +89,8 @@ struct Inbound {
 pub struct CacheReader {
     parts: CacheReaderParts,
     inbox: VecDeque<Inbound>,
+    /// Messages whose events are dirty keys beyond `flow.max_dirty_keys`: they keep their slots.
+    overflow: Vec<Inbound>,
     dirty: DirtySet<HeldEvent>,
     /// Dirty keys that have a permit again.
     ready: VecDeque<HeldEvent>,
@@ -117,6 +119,7 @@ impl CacheReader {
         let max_value = config.caches[parts.cache].max_value_bytes;
         CacheReader {
             inbox: VecDeque::new(),
+            overflow: Vec::new(),
             dirty: DirtySet::new(rand::random()),
             ready: VecDeque::new(),
             missed: VecDeque::new(),
@@ -194,51 +197,69 @@ impl CacheReader {
     /// Does whatever can be done now; called after everything that happens.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
+        // Also without a session: the link turns them back into keys, which hold no bytes.
+        self.send(ctx);
         let (session, tick) = self.parts.clock.read();
         if session == 0 {
             // Takes nothing: Kafka holds the rest.
             return;
         }
+        if !self.full() {
+            self.overflow.clear();
+        }
         self.acquire(now, ctx);
-        self.send(ctx);
         if !self.reading && self.outbox.is_empty() {
             match self.breaker.state(now) {
-                BreakerState::Closed => self.read(session, tick, now, self.read_size(), ctx),
+                BreakerState::Closed => while self.read(session, tick, now, self.read_size(), ctx) {},
                 _ => self.set_aside(session, tick, now, ctx),
             }
         }
         self.set_timer(ctx);
     }
 
-    /// While the server does not answer: one key goes as a probe when it is time, everything else waits as dirty.
-    fn set_aside(&mut self, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
-        let empty = self.ready.is_empty() && self.inbox.is_empty() && self.missed.is_empty();
-        if empty && !self.acquiring && self.breaker.probe_at().is_some_and(|at| at <= now) {
-            // One of the waiting keys asks whether the server is back; the others wait on.
-            if let Some(event) = self.dirty.take_source_probe() {
-                self.take_permits(vec![event], ctx);
-            }
-        } else if !empty && self.breaker.allows(now) == Allows::Probe {
-            self.read(session, tick, now, 1, ctx);
-            if self.reading {
-                return;
-            }
-            // Nothing that must be looked at, so nothing asked.
-            self.breaker.record_abandoned();
-        }
+    /// No new message is taken while there are this many dirty keys.
+    fn full(&self) -> bool {
+        self.dirty.len() >= self.parts.shared.config.flow.max_dirty_keys
+    }
+
+    /// Turns everything at hand into dirty keys, so that it holds no permits that others could use. The slots of its
+    /// messages stay taken while the set is full: that is what stops the partitions.
+    fn shelve(&mut self, why: &Dirtied, now: Instant) {
         let mut reports = Reports::default();
-        while self.dirty.len() < self.parts.shared.config.flow.max_dirty_keys {
-            let next = self
-                .ready
-                .pop_front()
-                .or_else(|| self.missed.pop_front().map(|(_, event)| event));
-            let Some(event) = next.or_else(|| self.next_inbound()) else {
-                break;
-            };
+        let missed = std::mem::take(&mut self.missed).into_iter().map(|(_, event)| event);
+        let mut events: Vec<HeldEvent> = self.ready.drain(..).chain(missed).collect();
+        while let Some(event) = self.next_inbound() {
+            events.push(event);
+        }
+        for event in events {
             reports.dirty(event.ticket);
-            self.hold_dirty(event, Dirtied::SourceAway, now, &mut reports);
+            self.hold_dirty(event, why.clone(), now, &mut reports);
         }
         self.parts.shared.report(&mut reports);
+    }
+
+    /// While the server does not answer: one key goes as a probe when it is time, everything else waits as dirty.
+    fn set_aside(&mut self, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
+        if self.ready.is_empty() {
+            self.shelve(&Dirtied::SourceAway, now);
+            let due = self.breaker.probe_at().is_some_and(|at| at <= now);
+            // One of the waiting keys asks whether the server is back; the others wait on.
+            if due
+                && !self.acquiring
+                && let Some(event) = self.dirty.take_source_probe()
+            {
+                self.take_permits(vec![event], ctx);
+            }
+            return;
+        }
+        if self.breaker.allows(now) == Allows::Probe {
+            self.read(session, tick, now, 1, ctx);
+            if !self.reading {
+                // Nothing that must be looked at, so nothing asked.
+                self.breaker.record_abandoned();
+            }
+        }
+        self.shelve(&Dirtied::SourceAway, now);
     }
 
     /// Keys that are due ask for permits, before new chunks do.
@@ -289,11 +310,20 @@ impl CacheReader {
             let front = self.inbox.front_mut()?;
             if let Some(event) = front.events.next() {
                 if front.events.len() == 0 {
-                    self.inbox.pop_front();
+                    self.taken_over();
                 }
                 return Some(event);
             }
-            self.inbox.pop_front();
+            self.taken_over();
+        }
+    }
+
+    /// The oldest message has no more events: its slot is given up, unless the dirty keys are too many already.
+    fn taken_over(&mut self) {
+        if let Some(message) = self.inbox.pop_front()
+            && self.full()
+        {
+            self.overflow.push(message);
         }
     }
 
@@ -303,19 +333,23 @@ impl CacheReader {
         room.min(self.parts.shared.config.memcached.max_read_keys).max(1)
     }
 
-    /// Starts one read of at most `most` keys.
-    fn read(&mut self, session: u64, tick: u64, now: Instant, most: usize, ctx: &mut Context<Self>) {
-        fail::fail_point!("cache_reader_read");
+    /// Starts one read of at most `most` keys; true when it could do more without waiting for anything.
+    fn read(&mut self, session: u64, tick: u64, now: Instant, most: usize, ctx: &mut Context<Self>) -> bool {
+        fail::fail_point!("cache_reader_read", |_| false);
+        if self.full() && !self.inbox.is_empty() {
+            // What is new waits behind what is dirty, and is looked at when it is its turn.
+            self.shelve(&Dirtied::SessionLost, now);
+            self.acquire(now, ctx);
+        }
         if self.ready.is_empty() && self.inbox.is_empty() && self.missed.front().is_none_or(|(due, _)| *due > now) {
-            return;
+            return false;
         }
         if self.parts.shared.bytes.free() == 0 {
             self.wait_for_bytes(ctx);
-            return;
+            return false;
         }
         let mut events = Vec::with_capacity(most);
         let mut reports = Reports::default();
-        let dirty_full = self.dirty.len() >= self.parts.shared.config.flow.max_dirty_keys;
         while events.len() < most {
             let event = match self.ready.pop_front() {
                 Some(event) => event,
@@ -324,8 +358,6 @@ impl CacheReader {
                         Some((_, event)) => event,
                         None => break,
                     },
-                    // A full set of dirty keys takes nothing new, and so its partitions pause.
-                    _ if dirty_full => break,
                     _ => match self.next_inbound() {
                         Some(event) => event,
                         None => break,
@@ -342,17 +374,18 @@ impl CacheReader {
         }
         self.parts.shared.report(&mut reports);
         if events.is_empty() {
-            return;
+            return false;
         }
         if !self.parts.clock.accepts(self.parts.cache) {
             self.wait_for_cache(events, now);
-            return;
+            return true;
         }
         if self.parts.shared.config.caches[self.parts.cache].on_set == OnSet::Invalidate {
             self.invalidate(events, session, tick, now, ctx);
-            return;
+            return false;
         }
         self.look(events, session, tick, now, ctx);
+        false
     }
 
     /// The peer does not know this cache, or does not let us write it: its keys wait, and ask now and then.
@@ -581,7 +614,9 @@ impl CacheReader {
             Dirtied::Later { .. } => "later",
         };
         self.parts.shared.metrics.count_look_again(reason);
-        if let Some(older) = self.dirty.insert(event, why, now) {
+        let held = self.dirty.held(event.cache, &event.key);
+        let wins = held.is_none_or(|held| self.parts.shared.survives(&event, held));
+        if let Some(older) = self.dirty.insert_judged(event, why, now, wins) {
             reports.finished_dirty(older.ticket, Outcome::Superseded);
         }
     }
@@ -590,7 +625,9 @@ impl CacheReader {
         event.key = Bytes::copy_from_slice(&event.key);
         event.op = merged(Op::Set, event.op);
         event.full = true;
-        match self.dirty.join(event) {
+        let held = self.dirty.held(event.cache, &event.key);
+        let wins = held.is_none_or(|held| self.parts.shared.survives(&event, held));
+        match self.dirty.join_judged(event, wins) {
             Ok(older) => reports.finished_dirty(older.ticket, Outcome::Superseded),
             Err(event) => self.hold_dirty(event, Dirtied::LookAgain, now, reports),
         }

@@ -267,6 +267,7 @@ impl CacheWriter {
                 continue;
             }
             let mut results = Vec::with_capacity(part.items.len());
+            let waited_us = now.saturating_duration_since(part.received).as_micros() as u64;
             for (index, item) in part.items {
                 let slot = hashing::slot_hash(&item.key);
                 if self.stamps.admit(slot, part.session, item.looked_at, now) == Verdict::LookAgain {
@@ -274,7 +275,8 @@ impl CacheWriter {
                     continue;
                 }
                 let age_us =
-                    item.age_us + part.held_us + now.saturating_duration_since(part.received).as_micros() as u64;
+                    // Whatever a peer says of itself: an absurd age is an expired item, never a negative one.
+                    item.age_us.saturating_add(part.held_us).saturating_add(waited_us);
                 let max_value = self.shared.config.caches[item.cache as usize].max_value_bytes;
                 bytes += item.value.len() + item.key.len();
                 let touch = item.op == ItemOp::Touch;

@@ -90,10 +90,27 @@ pub struct FlowParts {
 
 /// One ordered pipeline: readers, coalescer and link on one arbiter.
 struct Lane {
-    arbiter: Arbiter,
+    /// Taken when the lane is stopped.
+    arbiter: Option<Arbiter>,
     link: Addr<RemoteLink>,
     coalescer: Addr<BatchCoalescer>,
     readers: Vec<Addr<CacheReader>>,
+}
+
+impl Lane {
+    /// Stops the lane's arbiter; gives it to be joined.
+    fn stop(&mut self) -> Option<Arbiter> {
+        let arbiter = self.arbiter.take()?;
+        arbiter.stop();
+        Some(arbiter)
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Also when the supervisor panics: a lane without a flow would go on writing to the peer.
+        self.stop();
+    }
 }
 
 /// See the module.
@@ -217,7 +234,7 @@ impl FlowSupervisor {
         }
         link.do_send(MeetReaders(readers.clone()));
         Lane {
-            arbiter,
+            arbiter: Some(arbiter),
             link,
             coalescer,
             readers,
@@ -263,7 +280,13 @@ impl FlowSupervisor {
                 .any(|consumer| !consumer.connected())
                 .then_some("partition_consumer")
         };
-        if let Some(actor) = gone.or_else(consumer).or_else(|| self.stalled()) {
+        let poll = || {
+            self.poll
+                .as_ref()
+                .is_some_and(PollThread::is_finished)
+                .then_some("poll_thread")
+        };
+        if let Some(actor) = gone.or_else(consumer).or_else(poll).or_else(|| self.stalled()) {
             self.fail(actor, ctx);
         }
     }
@@ -300,9 +323,8 @@ impl FlowSupervisor {
 
     /// Stops every child, waits for the poll thread off this thread, and then tells.
     fn take_down(&mut self, ctx: &mut Context<Self>, tell: impl FnOnce(&Self) + 'static) {
-        for lane in self.lanes.drain(..) {
-            lane.arbiter.stop();
-        }
+        let arbiters: Vec<Arbiter> = self.lanes.iter_mut().filter_map(Lane::stop).collect();
+        self.lanes.clear();
         self.commands = None;
         self.consumers.clear();
         let poll = self.poll.take();
@@ -310,6 +332,10 @@ impl FlowSupervisor {
             if let Some(poll) = poll {
                 let _ = poll.commands().send(PollCommand::Stop);
                 poll.join();
+            }
+            // Nothing of the old lanes may still write into what the next flow shows.
+            for arbiter in arbiters {
+                let _ = arbiter.join();
             }
         });
         ctx.spawn(join.into_actor(self).map(move |_, act, ctx| {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use hashbrown::HashMap;
 use tokio::time::Instant;
 
@@ -32,6 +33,8 @@ use super::cache_reader::LookAt;
 
 /// Dead letters of one partition that wait for Kafka's acknowledgement; beyond it the partition takes no new chunk.
 const MAX_DEAD_LETTERS: usize = 1024;
+/// Dead letters that are produced at once: enough to fill Kafka's batches.
+const DEAD_LETTERS_AT_ONCE: usize = 64;
 /// How long one dead letter may wait for its acknowledgement before it is produced again.
 const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before a dead letter that Kafka refused is produced again.
@@ -79,6 +82,8 @@ pub struct PartitionConsumer {
     working: bool,
     dead_letters: usize,
     revoke: Option<RevokePartition>,
+    /// The last numbers have been handed over: nothing more is taken or reported.
+    ended: bool,
 }
 
 impl PartitionConsumer {
@@ -93,6 +98,7 @@ impl PartitionConsumer {
             working: false,
             dead_letters: 0,
             revoke: None,
+            ended: false,
         }
     }
 }
@@ -109,9 +115,11 @@ impl Actor for PartitionConsumer {
             .insert(self.parts.id, reports);
         self.publish();
         ctx.run_interval(self.parts.shared.config.kafka.commit_interval, |act, _| act.commit());
-        self.parts
-            .queue
-            .attach(ctx.address().recipient(), ctx.address().recipient());
+        let (ready, revoke) = (ctx.address().recipient(), ctx.address().recipient());
+        if !self.parts.queue.attach(ready, revoke) {
+            // Revoked before it began: it has consumed nothing.
+            self.retire(ctx);
+        }
     }
 }
 
@@ -170,7 +178,7 @@ impl Drop for TakenPermits {
 impl PartitionConsumer {
     /// Takes the next chunk if nothing keeps it from doing so.
     fn advance(&mut self, ctx: &mut Context<Self>) {
-        while !self.working && self.revoke.is_none() && self.dead_letters < MAX_DEAD_LETTERS {
+        while !self.working && !self.ended && self.revoke.is_none() && self.dead_letters < MAX_DEAD_LETTERS {
             let Some(chunk) = self.parts.queue.pull() else { return };
             let events = self.take(&chunk, ctx);
             self.publish();
@@ -217,9 +225,7 @@ impl PartitionConsumer {
         if let Some(newest) = chunk.records.last() {
             self.parts.shared.lag(Stage::Consumed, newest.produced_at_ms);
         }
-        for (seq, letter) in poisoned {
-            self.bury(seq, letter, ctx);
-        }
+        self.bury(poisoned, ctx);
         events
     }
 
@@ -271,93 +277,93 @@ impl PartitionConsumer {
         }))
     }
 
-    /// Takes the permits of a chunk's events in one request, then gives each reader its share in order.
+    /// Gives each reader its share of a chunk, in order. First a place in each reader's mailbox, then the permits of all in
+    /// one request: a partition that waits for a reader holds no permit meanwhile.
     fn hand_on(&mut self, events: Vec<HeldEvent>, ctx: &mut Context<Self>) {
         self.working = true;
-        let shared = self.parts.shared.clone();
         let count = events.len();
-        let permits = async move {
+        let seqs: Vec<Seq> = events.iter().map(|event| event.ticket.seq).collect();
+        let shares = self.split(events);
+        let shared = self.parts.shared.clone();
+        let readers = self.parts.readers.clone();
+        let take = async move {
+            let mut places = Vec::with_capacity(shares.len());
+            for (lane, server, events) in shares {
+                // Without a reader the flow is about to be rebuilt.
+                places.push((readers[lane][server].reserve().await?, events));
+            }
             shared.permits.take(count, Urgency::Chunk).await;
-            TakenPermits { shared, count }
+            Some((places, TakenPermits { shared, count }))
         };
-        let handle = ctx.spawn(permits.into_actor(self).map(move |taken, act, ctx| {
+        let handle = ctx.spawn(take.into_actor(self).map(move |taken, act, ctx| {
             act.waiting = None;
-            for event in &events {
-                act.tracker.hold(event.ticket.seq, Hold::InFlight);
+            act.working = false;
+            let Some((places, mut taken)) = taken else { return };
+            for seq in seqs {
+                act.tracker.hold(seq, Hold::InFlight);
             }
             act.publish();
-            act.split(events, taken, ctx);
+            for (place, events) in places {
+                let count = events.len();
+                if place.send(LookAt { events }).is_ok() {
+                    // From here on the lane returns them.
+                    taken.count -= count;
+                }
+            }
+            act.advance(ctx);
         }));
         self.waiting = Some(handle);
     }
 
-    fn split(&mut self, events: Vec<HeldEvent>, taken: TakenPermits, ctx: &mut Context<Self>) {
-        let shared = &self.parts.shared;
-        let cache = &shared.caches[self.parts.cache as usize];
+    /// The events of a chunk by lane and server, each share in order.
+    fn split(&self, events: Vec<HeldEvent>) -> Vec<(usize, usize, Vec<HeldEvent>)> {
+        let cache = &self.parts.shared.caches[self.parts.cache as usize];
         let lanes = self.parts.readers.len();
-        let readers = self.parts.readers.clone();
-        let shares: Vec<(usize, usize, Vec<HeldEvent>)> = if lanes == 1 && cache.ring.servers() == 1 {
-            vec![(0, cache.first_server, events)]
-        } else {
-            let mut shares: Vec<Vec<HeldEvent>> = (0..lanes * cache.ring.servers()).map(|_| Vec::new()).collect();
-            for event in events {
-                let lane = hashing::lane_of(event.cache, &event.key, lanes);
-                let server = cache.ring.server_of(&event.key);
-                shares[lane * cache.ring.servers() + server].push(event);
-            }
-            let numbered = shares.into_iter().enumerate().filter(|(_, share)| !share.is_empty());
-            numbered
-                .map(|(n, share)| {
-                    (
-                        n / cache.ring.servers(),
-                        cache.first_server + n % cache.ring.servers(),
-                        share,
-                    )
-                })
-                .collect()
-        };
-        let send = async move {
-            // All of it, not a copy of its count: dropped half way, it gives back what is left.
-            let mut taken = taken;
-            for (lane, server, events) in shares {
-                let count = events.len();
-                if readers[lane][server].send(LookAt { events }).await.is_err() {
-                    // The reader is gone, so the flow is about to be rebuilt; the permits die with it.
-                    return;
-                }
-                // From here on the lane returns them.
-                taken.count -= count;
-            }
-        };
-        ctx.spawn(send.into_actor(self).map(|(), act, ctx| {
-            act.working = false;
-            act.advance(ctx);
-        }));
+        let servers = cache.ring.servers();
+        if lanes == 1 && servers == 1 {
+            return vec![(0, cache.first_server, events)];
+        }
+        let mut shares: Vec<Vec<HeldEvent>> = (0..lanes * servers).map(|_| Vec::new()).collect();
+        for event in events {
+            let lane = hashing::lane_of(event.cache, &event.key, lanes);
+            let server = cache.ring.server_of(&event.key);
+            shares[lane * servers + server].push(event);
+        }
+        let numbered = shares.into_iter().enumerate().filter(|(_, share)| !share.is_empty());
+        numbered
+            .map(|(n, share)| (n / servers, cache.first_server + n % servers, share))
+            .collect()
     }
 
-    /// Produces a dead letter until Kafka has acknowledged it; only then the event is finished.
-    fn bury(&mut self, seq: Seq, letter: DeadLetter, ctx: &mut Context<Self>) {
+    /// Produces a chunk's dead letters until Kafka has acknowledged each; only then their events are finished.
+    fn bury(&mut self, letters: Vec<(Seq, DeadLetter)>, ctx: &mut Context<Self>) {
+        let Some((_, first)) = letters.first() else { return };
         let shared = self.parts.shared.clone();
         let producer = self.parts.producer.clone();
-        let topic = shared.config.kafka.dead_letter_topic_for(&self.parts.queue.at.topic);
+        let at = &self.parts.queue.at;
+        let topic = shared.config.kafka.dead_letter_topic_for(&at.topic);
         tracing::warn!(
             flow = shared.view.name,
-            topic = self.parts.queue.at.topic,
-            partition = self.parts.queue.at.partition,
-            offset = letter.offset,
-            reason = letter.reason,
-            "event cannot be replicated, handing it to the dead-letter topic"
+            topic = at.topic,
+            partition = at.partition,
+            offset = first.offset,
+            reason = first.reason,
+            events = letters.len(),
+            "events cannot be replicated, handing them to the dead-letter topic; offset and reason are the first one's"
         );
-        self.dead_letters += 1;
+        self.dead_letters += letters.len();
         let produce = async move {
-            while let Err(error) = letter.produce(&producer, &topic, &shared).await {
-                tracing::warn!(%error, topic, "dead letter not taken by kafka, trying again");
-                tokio::time::sleep(DEAD_LETTER_PAUSE).await;
-            }
+            let all = futures_util::stream::iter(&letters).for_each_concurrent(DEAD_LETTERS_AT_ONCE, |(_, letter)| {
+                letter.produce_until_taken(&producer, &topic, &shared)
+            });
+            all.await;
+            letters
         };
-        ctx.spawn(produce.into_actor(self).map(move |(), act, ctx| {
-            act.dead_letters -= 1;
-            act.tracker.finish(seq, Outcome::DeadLettered);
+        ctx.spawn(produce.into_actor(self).map(move |letters, act, ctx| {
+            act.dead_letters -= letters.len();
+            for (seq, _) in letters {
+                act.tracker.finish(seq, Outcome::DeadLettered);
+            }
             act.publish();
             act.end_if_done(ctx);
             act.advance(ctx);
@@ -377,6 +383,9 @@ impl PartitionConsumer {
 
     /// One snapshot of this partition's numbers for whoever reads the accounts.
     fn publish(&self) {
+        if self.ended {
+            return;
+        }
         use std::sync::atomic::Ordering::Relaxed;
         let high = self.parts.queue.high_watermark.load(Relaxed);
         let position = self.tracker.watermark().or(self.first);
@@ -408,6 +417,16 @@ impl PartitionConsumer {
         // What only waited for permits is as Kafka still has it: it is no work left.
         let unfinished = held.in_flight + held.dirty + self.dead_letters as u64;
         self.tracker.release_open();
+        self.retire(ctx);
+        let _ = revoke.reply.send(Revoked {
+            watermark: self.tracker.watermark(),
+            unfinished,
+        });
+    }
+
+    /// Hands the last numbers over and stops.
+    fn retire(&mut self, ctx: &mut Context<Self>) {
+        self.ended = true;
         let shared = &self.parts.shared;
         shared
             .consumers
@@ -416,10 +435,6 @@ impl PartitionConsumer {
             .remove(&self.parts.id);
         shared.view.accounts.retire(self.parts.id, &self.tracker.accounts());
         self.parts.ended.do_send(PartitionEnded(self.parts.id));
-        let _ = revoke.reply.send(Revoked {
-            watermark: self.tracker.watermark(),
-            unfinished,
-        });
         ctx.stop();
     }
 }
@@ -460,6 +475,13 @@ impl DeadLetter {
                 .map(|extra| extra.headers.clone())
                 .unwrap_or_default(),
             produced_at_ms: record.produced_at_ms,
+        }
+    }
+
+    async fn produce_until_taken(&self, producer: &Producer, topic: &str, shared: &FlowShared) {
+        while let Err(error) = self.produce(producer, topic, shared).await {
+            tracing::warn!(%error, topic, "dead letter not taken by kafka, trying again");
+            tokio::time::sleep(DEAD_LETTER_PAUSE).await;
         }
     }
 

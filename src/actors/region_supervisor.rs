@@ -145,17 +145,7 @@ impl RegionSupervisor {
             }
         });
         if let Some(actor) = gone {
-            if let Some(agent) = self.agent.take() {
-                self.agent_shared.listening.store(false, Relaxed);
-                agent.arbiter.stop();
-            }
-            if !self.restart(actor, "agent", ctx) {
-                return;
-            }
-            if let Err(error) = self.start_agent() {
-                tracing::error!(%error, "agent could not be rebuilt");
-                self.stop(EXIT_GAVE_UP);
-            }
+            self.rebuild_agent(actor, ctx);
         }
         let dead: Vec<usize> = self
             .flows
@@ -189,6 +179,23 @@ impl RegionSupervisor {
         false
     }
 
+    fn rebuild_agent(&mut self, actor: &'static str, ctx: &mut Context<Self>) {
+        let Some(agent) = self.agent.take() else { return };
+        self.agent_shared.listening.store(false, Relaxed);
+        agent.arbiter.stop();
+        if !self.restart(actor, "agent", ctx) {
+            return;
+        }
+        // Joined first: an old writer that still began a call could do so after a new writer has settled.
+        let join = tokio::task::spawn_blocking(move || agent.arbiter.join());
+        ctx.spawn(join.into_actor(self).map(|_, act, _| {
+            if let Err(error) = act.start_agent() {
+                tracing::error!(%error, "agent could not be rebuilt");
+                act.stop(EXIT_GAVE_UP);
+            }
+        }));
+    }
+
     fn rebuild_flow(&mut self, n: usize, actor: &'static str, ctx: &mut Context<Self>) {
         let Some((arbiter, _)) = self.flows[n].running.take() else {
             return;
@@ -201,18 +208,19 @@ impl RegionSupervisor {
         arbiter.stop();
         let join = tokio::task::spawn_blocking(move || arbiter.join());
         ctx.spawn(join.into_actor(self).map(move |_, act, _| {
-            act.flows[n].parts.view.reset();
-            if act.deadline.is_none() {
-                Self::start_flow(&mut act.flows[n]);
+            let flow = &mut act.flows[n];
+            let left = flow.parts.view.accounts.total().0.in_flight_total();
+            flow.parts.view.reset();
+            match act.deadline {
+                None => Self::start_flow(flow),
+                // Not built again only to be drained: what it held will be replayed.
+                Some(_) => flow.drained = Some(left),
             }
         }));
     }
 
     fn finish_drain(&mut self, deadline: Instant, _: &mut Context<Self>) {
-        let flows = self
-            .flows
-            .iter()
-            .all(|flow| flow.drained.is_some() || flow.running.is_none());
+        let flows = self.flows.iter().all(|flow| flow.drained.is_some());
         let sessions = self.agent_shared.session_views().is_empty();
         let now = Instant::now();
         // A flow that has not said so a while after the deadline hangs in Kafka's client: what it held will be replayed.

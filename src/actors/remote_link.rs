@@ -444,7 +444,9 @@ impl RemoteLink {
         let away = pong.answered_us.saturating_sub(pong.received_us);
         let rtt = now.saturating_sub(pong.sent_us).saturating_sub(away);
         // The usual estimate: the answer was made half a round trip ago.
-        let offset = ((pong.received_us as i64 - pong.sent_us as i64) + (pong.answered_us as i64 - now as i64)) / 2;
+        let ahead = |there: u64, here: u64| i128::from(there) - i128::from(here);
+        let offset = (ahead(pong.received_us, pong.sent_us) + ahead(pong.answered_us, now)) / 2;
+        let offset = offset.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
         self.view.rtt_us = Some(rtt);
         self.view.clock_offset_us = Some(offset);
         self.parts.shared.view.set_link(self.parts.lane, self.view.clone());
