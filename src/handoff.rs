@@ -12,7 +12,8 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Depth, high-water mark and time spent waiting for room of one kind of actor's mailboxes, summed over its actors.
+/// The mailboxes of one kind of actor: depth and time spent waiting for room summed over its actors, and the high-water mark
+/// of any one of them.
 #[derive(Debug, Default)]
 pub struct MailboxGauge {
     capacity: AtomicUsize,
@@ -27,7 +28,7 @@ impl MailboxGauge {
         self.depth.load(Relaxed)
     }
 
-    /// The greatest depth seen.
+    /// The most messages that one mailbox ever held.
     pub fn high_water(&self) -> usize {
         self.high_water.load(Relaxed)
     }
@@ -47,10 +48,10 @@ impl MailboxGauge {
         self.capacity.store(slots, Relaxed);
     }
 
-    /// A message took a slot.
-    pub fn entered(&self) {
-        let depth = self.depth.fetch_add(1, Relaxed) + 1;
-        self.high_water.fetch_max(depth, Relaxed);
+    /// A message took a slot of a mailbox that holds `in_one` messages with it.
+    pub fn entered(&self, in_one: usize) {
+        self.depth.fetch_add(1, Relaxed);
+        self.high_water.fetch_max(in_one, Relaxed);
     }
 
     /// A message gave its slot up.
@@ -129,6 +130,7 @@ pub struct HandoffClosed<M>(pub M);
 pub struct Handoff<M: Send + 'static> {
     recipient: Recipient<Carried<M>>,
     slots: Arc<Semaphore>,
+    capacity: usize,
     gauge: Arc<MailboxGauge>,
 }
 
@@ -137,6 +139,7 @@ impl<M: Send + 'static> Clone for Handoff<M> {
         Handoff {
             recipient: self.recipient.clone(),
             slots: self.slots.clone(),
+            capacity: self.capacity,
             gauge: self.gauge.clone(),
         }
     }
@@ -149,6 +152,7 @@ impl<M: Send + 'static> Handoff<M> {
         Handoff {
             recipient,
             slots: Arc::new(Semaphore::new(slots)),
+            capacity: slots,
             gauge,
         }
     }
@@ -179,7 +183,8 @@ impl<M: Send + 'static> Handoff<M> {
         if !self.recipient.connected() {
             return Err(HandoffClosed(message));
         }
-        self.gauge.entered();
+        self.gauge
+            .entered(self.capacity.saturating_sub(self.slots.available_permits()));
         let slot = Slot {
             _permit: permit,
             gauge: self.gauge.clone(),

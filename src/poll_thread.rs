@@ -176,9 +176,9 @@ impl PartitionQueue {
 
     fn push(&self, chunk: Chunk) {
         self.flow_events.fetch_add(chunk.records.len(), Relaxed);
-        self.gauge.entered();
         let mut inner = self.lock();
         inner.chunks.push_back(chunk);
+        self.gauge.entered(inner.chunks.len());
         if let Some((ready, _)) = &inner.consumer
             && !self.busy.load(SeqCst)
         {
@@ -335,6 +335,7 @@ impl PollThread {
         connect: impl Fn(Box<dyn RebalanceListener>) -> Result<FlowConsumer, KafkaError> + Send + 'static,
     ) -> std::io::Result<PollThread> {
         let (commands, inbox) = mpsc::channel();
+        settings.gauge.set_capacity(settings.queue_chunks);
         let name = format!("poll {flow}");
         let settings = Arc::new(settings);
         let thread = std::thread::Builder::new()

@@ -146,7 +146,10 @@ impl Actor for CacheWriter {
         self.connect(ctx);
         // One timer for all calls: one each would leave thousands behind, polled at every turn.
         let often = (self.shared.config.memcached.timeout / 4).max(Duration::from_millis(1));
-        ctx.run_interval(often, |act, ctx| act.check_call(ctx));
+        ctx.run_interval(often, |act, ctx| {
+            act.check_call(ctx);
+            act.probe(ctx);
+        });
     }
 }
 
@@ -194,6 +197,24 @@ impl CacheWriter {
             self.advance(ctx);
             return;
         }
+        self.call(call, writes, ctx);
+    }
+
+    /// Asks a server that nothing is written to for a sign of life: without that, a dead one would pass for one that answers
+    /// until the next write.
+    fn probe(&mut self, ctx: &mut Context<Self>) {
+        if self.queue.is_empty() && matches!(self.link, Link::Ready(_)) {
+            let call = Call {
+                parts: Vec::new(),
+                sent: Vec::new(),
+                started: Instant::now(),
+                slow: false,
+            };
+            self.call(call, Vec::new(), ctx);
+        }
+    }
+
+    fn call(&mut self, call: Call, writes: Vec<Write>, ctx: &mut Context<Self>) {
         let Link::Ready(connection) = std::mem::replace(&mut self.link, Link::Calling) else {
             return;
         };
@@ -219,7 +240,7 @@ impl CacheWriter {
         tracing::warn!(
             server = self.address(),
             ?limit,
-            "memcached does not answer a write, the call is kept"
+            "memcached does not answer, the call is kept"
         );
         self.show();
         self.advance(ctx);
@@ -309,7 +330,7 @@ impl CacheWriter {
                 }
             }
             Err(error) => {
-                tracing::warn!(server = self.address(), %error, "memcached write failed, its keys are looked at again");
+                tracing::warn!(server = self.address(), %error, "memcached connection failed, keys without an answer are looked at again");
                 self.link = Link::None;
                 self.breaker.record_failure(now, rand::random());
                 for sent in call.sent.drain(..) {
@@ -431,6 +452,10 @@ type Done = Result<(Box<Connection>, Vec<Applied>), MemcachedError>;
 
 async fn write(mut connection: Box<Connection>, writes: Vec<Write>) -> Done {
     let mut results = Vec::with_capacity(writes.len());
+    if writes.is_empty() {
+        connection.noop().await?;
+        return Ok((connection, results));
+    }
     connection.apply(&writes, &mut results).await?;
     let large = results
         .iter()

@@ -162,9 +162,9 @@ impl Actor for RemoteLink {
 
 impl Supervised for RemoteLink {
     fn restarting(&mut self, _: &mut Context<Self>) {
-        // The session's tasks are gone with the old context; its items became dirty keys when it ended.
+        // The session's tasks are gone with the old context; its items became dirty keys when it ended. Not counted: a
+        // peer that is away is a state.
         self.state = State::Waiting;
-        self.parts.shared.instruments.count_restart("remote_link");
     }
 }
 

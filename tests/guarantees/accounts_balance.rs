@@ -54,7 +54,7 @@ fn committed_to_the_end(region: &Region, cache: &str) {
 }
 
 #[test]
-fn ten_writes_of_one_key_in_one_chunk_send_one_item() {
+fn ten_writes_of_one_key_in_one_chunk_cost_one_look_and_one_item() {
     let _gate = shared();
     let pair = TwoRegionsSpec::new().build();
     pair.eu.start();
@@ -67,6 +67,9 @@ fn ten_writes_of_one_key_in_one_chunk_send_one_item() {
     pair.us.start();
     let sampler = Sampler::start(&pair.both());
     settle(&pair.both());
+    // One look, one item: nothing else has read this memcached yet.
+    let stats = pair.us.cache("sessions").memcached(0).client().stats().unwrap();
+    assert_eq!(stats["cmd_get"], "1");
     let copy = pair.eu.cache("sessions").client().get(b"counter").unwrap();
     assert_eq!(copy, Some((b"write 9".to_vec(), 0)));
     assert_same(&pair.both(), "sessions", &["counter"]);

@@ -296,23 +296,28 @@ fn a_touch_never_stands_in_for_the_value_it_belongs_to() {
 #[test]
 fn what_the_peer_cannot_hold_leaves_no_old_copy_behind() {
     let _gate = shared();
-    // Three limits, each with room for what the one before it refuses to fall through: this region's policy, the peer's,
-    // and the peer's memcached, whose items end at 512 KiB.
+    // Three limits, each standing alone: this region's policy and the peer's (its memcached would take all of it), and in
+    // another cache the peer's memcached, whose items end at 512 KiB (every policy would take them).
     let pair = TwoRegionsSpec::new()
-        .us(|us| us.cache(CacheSpec::new("sessions").option("max_value_bytes", "800000")))
+        .us(|us| {
+            us.cache(CacheSpec::new("sessions").option("max_value_bytes", "800000"))
+                .cache(CacheSpec::new("small"))
+        })
         .eu(|eu| {
-            let spec = CacheSpec::new("sessions").option("max_value_bytes", "600000");
-            eu.cache(spec.memcached_args(&["-I", "512k"]))
+            let peers_policy = CacheSpec::new("sessions").option("max_value_bytes", "600000");
+            eu.cache(peers_policy)
+                .cache(CacheSpec::new("small").memcached_args(&["-I", "512k"]))
         })
         .start();
     let sampler = Sampler::start(&pair.both());
     let mut writer = pair.us.writer("sessions");
     let mut there = pair.eu.cache("sessions").client();
-    let large: [(&[u8], usize); 3] = [
-        (b"over policy", 900_000),
-        (b"over peer's", 700_000),
-        (b"over server", 560_000),
-    ];
+    let large: [(&[u8], usize); 2] = [(b"over policy", 900_000), (b"over peer's", 700_000)];
+    let mut small = pair.us.writer("small");
+    let mut small_there = pair.eu.cache("small").client();
+    small_there.set(b"over server", b"old copy", 0, 0).unwrap();
+    small.set(b"over server", &noise(560_000, 5));
+    small.flush();
     let gone: Vec<&[u8]> = large
         .iter()
         .map(|(key, _)| *key)
@@ -333,6 +338,7 @@ fn what_the_peer_cannot_hold_leaves_no_old_copy_behind() {
     writer.flush();
     settle(&pair.both());
     assert_eq!(there.get_many(&gone).unwrap(), vec![None; gone.len()]);
+    assert_eq!(small_there.get(b"over server").unwrap(), None);
     assert_same(&pair.both(), "sessions", &[b"fits"]);
     assert!(there.get(b"fits").unwrap().is_some());
     // The look did not take the right to refresh from the applications: the next reader wins it.

@@ -3,6 +3,12 @@
 //! One binary, so that all of them share one broker; tests that need the machine to themselves say so with
 //! `evrepl_lab::exclusive()`, all others take `evrepl_lab::shared()`.
 
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "drives processes from plain threads: wall time and pacing on purpose"
+)]
+
 mod accounts_balance;
 mod arrives_as_it_left;
 mod keys_are_found_by_other_clients;

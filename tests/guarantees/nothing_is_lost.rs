@@ -2,6 +2,11 @@
 //!
 //! Half of the writes go to keys that are written only once: on any other key the next write would heal a loss and hide it.
 
+#![allow(
+    clippy::disallowed_types,
+    reason = "a test measures wall time; nothing in it is paused"
+)]
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};

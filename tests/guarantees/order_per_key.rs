@@ -341,10 +341,11 @@ fn a_look_of_a_session_that_ended_is_made_again(place: LookIs) {
             );
         }
         pair.us_to_eu().pass();
-        pair.us.wait_until("the relay has done something about the old look", LIMIT, |status| {
-            let flow = &status["flows"][0];
-            flow["with_permit"] == 0 || flow["looks_again"]["session_lost"].as_u64() > Some(0)
-        });
+        pair.us
+            .wait_until("the relay has done something about the old look", LIMIT, |status| {
+                let flow = &status["flows"][0];
+                flow["with_permit"] == 0 || flow["looks_again"]["session_lost"].as_u64() > Some(0)
+            });
         // Company for the key that is looked at again, or it would stay in the coalescer once more.
         two(("more:1", "x"), ("more:2", "x"));
         two(("more:3", "x"), ("more:4", "x"));
