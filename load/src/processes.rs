@@ -2,9 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
+
+use evrepl_lab::holds_within;
 
 /// Clock ticks a second in /proc; 100 on every Linux that evrepl is built for.
 const TICKS: f64 = 100.0;
+
+/// A process that was started shows its arguments within this, on a machine however busy.
+const STARTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a process has used so far.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -61,18 +67,27 @@ impl Usage {
 /// # Panics
 /// When there is none: whoever asks has started it.
 pub fn child_with(argument: &str) -> u32 {
+    let mut found = None;
+    // A process has no arguments yet for a moment while it turns into its program.
+    holds_within(STARTED_WITHIN, || {
+        found = find_child(argument);
+        found.is_some()
+    });
+    found.unwrap_or_else(|| panic!("no process of ours was started with {argument}"))
+}
+
+fn find_child(argument: &str) -> Option<u32> {
     let us = std::process::id();
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
-    let found = pids.into_iter().find(|pid| {
+    let mut pids = pids.filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok());
+    pids.find(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         parse_stat(&stat).is_some_and(|stat| stat.parent == us)
             && arguments
                 .split(|byte| *byte == 0)
                 .any(|one| one.ends_with(argument.as_bytes()))
-    });
-    found.unwrap_or_else(|| panic!("no process of ours was started with {argument}"))
+    })
 }
 
 struct Stat<'a> {

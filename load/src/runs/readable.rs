@@ -35,10 +35,24 @@ pub struct Watch {
 pub struct Seen {
     /// From when a write was due to when it could be read.
     pub latencies: Latencies,
+    /// The slowest of the writes that were due in each second, in milliseconds: whether it was one stall or many.
+    pub slowest_by_second: Vec<f64>,
     /// Watched keys that never came.
     pub missing: u64,
     /// When the last one was seen.
     pub last: Option<Instant>,
+}
+
+impl Seen {
+    fn record(&mut self, due: Duration, age: Duration) {
+        self.latencies.record(age);
+        let second = due.as_secs() as usize;
+        if self.slowest_by_second.len() <= second {
+            self.slowest_by_second.resize(second + 1, 0.0);
+        }
+        let slowest = &mut self.slowest_by_second[second];
+        *slowest = slowest.max(age.as_secs_f64() * 1e3);
+    }
 }
 
 struct Awaited {
@@ -77,7 +91,7 @@ pub fn watch(client: &mut CacheClient, watch: Watch, give_up: &AtomicBool) -> Se
         for (mut one, found) in asked.into_iter().zip(found) {
             let age = answered.duration_since(one.due);
             if found.is_some() {
-                seen.latencies.record(age);
+                seen.record(one.due.duration_since(watch.start), age);
                 seen.last = Some(answered);
             } else {
                 one.ask = answered + (age / PATIENCE).max(POLL);
@@ -121,5 +135,6 @@ mod tests {
         let seen = watch(&mut client, watched, &AtomicBool::new(true));
         assert_eq!((seen.latencies.count(), seen.missing), (9, 1));
         assert!(seen.latencies.ms(0.0) >= 999.0);
+        assert!(seen.slowest_by_second.len() == 1 && seen.slowest_by_second[0] >= 999.0);
     }
 }

@@ -128,7 +128,7 @@ fn median(runs: &[Value]) -> Value {
 }
 
 /// A row of the table: its name, where its number is, and the number of digits.
-const ROWS: [(&str, &str, usize); 17] = [
+const ROWS: [(&str, &str, usize); 18] = [
     ("events", "/events", 0),
     ("events/s", "/events_per_second", 0),
     ("first outcome after, s", "/first_outcome_seconds", 2),
@@ -151,6 +151,7 @@ const ROWS: [(&str, &str, usize); 17] = [
         2,
     ),
     ("writer, CPU s per million", "/cpu_seconds_per_million/writer", 2),
+    ("reader, CPU s per million", "/cpu_seconds_per_million/reader", 2),
     ("relay, peak RSS MiB", "/peak_rss_mib/relay", 0),
     ("agent, peak RSS MiB", "/peak_rss_mib/agent", 0),
     ("lost", "/lost", 0),

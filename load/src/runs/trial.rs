@@ -25,8 +25,9 @@ const MEMCACHED_MIB: &str = "2048";
 /// How often a drain reads the relay's accounts: 100 times in the shortest run, at a cost that doesn't show.
 const SAMPLE: Duration = Duration::from_millis(25);
 
-/// Events written before a fixed run: connections, JIT compilation and the first rebalance are not what it measures.
-const WARM_UP: u64 = 20_000;
+/// Seconds of writing at the same rate before a fixed run is measured: connections, the broker's compiler and the first
+/// rebalance are not what it measures.
+const WARM_UP: u64 = 5;
 
 /// One in so many writes of a fixed run is watched: 25 000 samples of 500 000 writes, 25 beyond the p99.9.
 const WATCH_EVERY: u64 = 20;
@@ -55,6 +56,9 @@ pub struct Measured {
     /// From when a write was due to when it was readable in the other region, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<Quantiles>,
+    /// The slowest of the writes that were due in each second.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub slowest_ms_by_second: Vec<f64>,
     /// How late the application began its writes, in milliseconds: part of the latency that is not evrepl's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub writer_late_ms: Option<Quantiles>,
@@ -233,8 +237,15 @@ fn fixed(pair: &TwoRegions, scenario: &Scenario, stop: &Stop) -> Option<(Measure
     pair.us.start();
     ready(&pair.us);
     let mut source = Source::new(&pair.us, scenario.value_bytes);
-    source.fill(0..WARM_UP, |_| stop.asked());
-    finished(pair, WARM_UP, "warmed up", stop)?;
+    let warm_up = WARM_UP * rate;
+    {
+        let mut progress = Progress::new("written to warm up", warm_up);
+        source.open_loop(0..warm_up, rate, Instant::now(), |done| {
+            progress.at(done);
+            stop.asked()
+        });
+    }
+    finished(pair, warm_up, "warmed up", stop)?;
 
     let counted = Counted::new(pair);
     let own_before = Usage::of(std::process::id());
@@ -242,7 +253,7 @@ fn fixed(pair: &TwoRegions, scenario: &Scenario, stop: &Stop) -> Option<(Measure
     // A moment for the threads to start in; nothing is due before.
     let start = Instant::now() + Duration::from_millis(100);
     let watched = Watch {
-        first: WARM_UP,
+        first: warm_up,
         count: events,
         rate,
         every: WATCH_EVERY,
@@ -253,7 +264,7 @@ fn fixed(pair: &TwoRegions, scenario: &Scenario, stop: &Stop) -> Option<(Measure
         .name("load-reader".into())
         .spawn(move || (watch(&mut client, watched, &over), own_thread_cpu("load-reader")))
         .expect("a thread for the reader");
-    let (writes, stopped) = (WARM_UP..WARM_UP + events, stop.clone());
+    let (writes, stopped) = (warm_up..warm_up + events, stop.clone());
     let mut progress = Progress::new("written at the fixed rate", events);
     let writer = thread::Builder::new()
         .name("load-writer".into())
@@ -269,7 +280,7 @@ fn fixed(pair: &TwoRegions, scenario: &Scenario, stop: &Stop) -> Option<(Measure
         })
         .expect("a thread for the writer");
     let (late, writer_cpu) = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    let settled = finished(pair, WARM_UP + events, "replicated", stop);
+    let settled = finished(pair, warm_up + events, "replicated", stop);
     let mut measured = Measured {
         events,
         ..Measured::default()
@@ -290,8 +301,9 @@ fn fixed(pair: &TwoRegions, scenario: &Scenario, stop: &Stop) -> Option<(Measure
     let ended = seen.last.map_or(last_due, |last| last.max(last_due));
     measured.events_per_second = Some(events as f64 / (ended - start).as_secs_f64());
     measured.latency_ms = Some(seen.latencies.quantiles());
+    measured.slowest_ms_by_second = seen.slowest_by_second;
     measured.writer_late_ms = Some(late.quantiles());
-    Some((measured, WARM_UP + events))
+    Some((measured, warm_up + events))
 }
 
 /// CPU seconds of this process's thread of that name, as it is now.
