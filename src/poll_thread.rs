@@ -353,6 +353,7 @@ impl PollThread {
         let (commands, inbox) = mpsc::channel();
         settings.gauge.set_capacity(settings.queue_chunks);
         let name = format!("poll {flow}");
+        settings.gauge.set_capacity(settings.queue_chunks);
         let settings = Arc::new(settings);
         let thread = std::thread::Builder::new()
             .name(name.chars().take(15).collect())

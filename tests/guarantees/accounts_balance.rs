@@ -30,6 +30,18 @@ fn metrics_say_the_same(region: &Region) {
         );
     }
     assert_eq!(metric("evrepl_events_total", &[]), Some(flow.finished()));
+    // Every mailbox of the sending half says what it holds; the defaults of the configuration.
+    let capacities = [
+        ("partition_consumer", 4),
+        ("cache_reader", 4),
+        ("batch_coalescer", 8),
+        ("remote_link", 16),
+    ];
+    for (actor, capacity) in capacities {
+        assert_eq!(region.status()["mailboxes"][actor]["capacity"], capacity, "{actor}");
+        let metric = region.metric("evrepl_mailbox_capacity", &[("actor", actor)]);
+        assert_eq!(metric, Some(f64::from(capacity)), "{actor}");
+    }
 }
 
 /// What the agent of `region` says it did, in `/status`, and in `/metrics` the same.
