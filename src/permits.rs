@@ -213,58 +213,67 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
+    use futures_util::poll;
+
     #[tokio::test]
     async fn a_request_is_all_or_nothing_and_the_first_waits_before_the_smaller_second() {
-        let permits = Arc::new(Permits::new(10));
-        permits.take(8, Urgency::Chunk).await;
-        let (p, q) = (permits.clone(), permits.clone());
-        let big = tokio::spawn(async move { p.take(5, Urgency::Chunk).await });
-        tokio::task::yield_now().await;
-        let small = tokio::spawn(async move { q.take(1, Urgency::Chunk).await });
-        tokio::task::yield_now().await;
-        assert!(!small.is_finished(), "the small one must not overtake");
+        let permits = Permits::new(8);
+        permits.take(6, Urgency::Chunk).await;
+        let mut big = Box::pin(permits.take(4, Urgency::Chunk));
+        let mut small = Box::pin(permits.take(1, Urgency::Chunk));
+        assert!(poll!(big.as_mut()).is_pending());
+        assert!(poll!(small.as_mut()).is_pending(), "the small one must not overtake");
         assert_eq!(permits.available(), 2, "who waits holds nothing");
-        permits.give(3);
-        big.await.unwrap();
+        permits.give(4);
+        assert!(poll!(big.as_mut()).is_ready());
+        assert!(poll!(small.as_mut()).is_pending());
         permits.give(1);
-        small.await.unwrap();
-        assert_eq!(permits.available(), 0);
+        assert!(poll!(small.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn chunks_leave_a_quarter_to_dirty_keys() {
+        let permits = Permits::new(8);
+        permits.take(6, Urgency::Chunk).await;
+        let mut chunk = Box::pin(permits.take(1, Urgency::Chunk));
+        assert!(poll!(chunk.as_mut()).is_pending());
+        let mut dirty = Box::pin(permits.take(2, Urgency::Dirty));
+        assert!(poll!(dirty.as_mut()).is_ready());
     }
 
     #[tokio::test]
     async fn dirty_keys_go_before_chunks() {
-        let permits = Arc::new(Permits::new(4));
-        permits.take(4, Urgency::Chunk).await;
-        let (p, q) = (permits.clone(), permits.clone());
-        let chunk = tokio::spawn(async move { p.take(2, Urgency::Chunk).await });
-        tokio::task::yield_now().await;
-        let dirty = tokio::spawn(async move { q.take(2, Urgency::Dirty).await });
-        tokio::task::yield_now().await;
+        let permits = Permits::new(4);
+        permits.take(4, Urgency::Dirty).await;
+        let mut chunk = Box::pin(permits.take(1, Urgency::Chunk));
+        let mut dirty = Box::pin(permits.take(2, Urgency::Dirty));
+        assert!(poll!(chunk.as_mut()).is_pending());
+        assert!(poll!(dirty.as_mut()).is_pending());
         permits.give(2);
-        dirty.await.unwrap();
-        assert!(!chunk.is_finished());
+        assert!(poll!(dirty.as_mut()).is_ready());
+        assert!(poll!(chunk.as_mut()).is_pending());
         permits.give(2);
-        chunk.await.unwrap();
+        assert!(poll!(chunk.as_mut()).is_ready());
     }
 
     #[tokio::test]
-    async fn a_dropped_request_leaks_nothing() {
-        let permits = Arc::new(Permits::new(4));
-        permits.take(4, Urgency::Chunk).await;
-        let p = permits.clone();
-        let waiting = tokio::spawn(async move { p.take(3, Urgency::Chunk).await });
-        tokio::task::yield_now().await;
-        waiting.abort();
-        let _ = waiting.await;
+    async fn a_dropped_request_leaks_nothing_and_keeps_nobody() {
+        let permits = Permits::new(4);
+        permits.take(4, Urgency::Dirty).await;
+        let mut waiting = Box::pin(permits.take(3, Urgency::Dirty));
+        let mut behind = Box::pin(permits.take(1, Urgency::Dirty));
+        assert!(poll!(waiting.as_mut()).is_pending());
+        assert!(poll!(behind.as_mut()).is_pending());
+        permits.give(1);
+        assert!(poll!(behind.as_mut()).is_pending());
+        drop(waiting);
+        assert!(poll!(behind.as_mut()).is_ready());
         permits.give(4);
         assert_eq!(permits.available(), 4);
-        let mut granted = Box::pin(permits.take(5 - 1, Urgency::Chunk));
-        assert!(futures_util::poll!(granted.as_mut()).is_ready());
-        permits.give(4);
         // Granted but dropped before it was polled again.
-        permits.take(4, Urgency::Chunk).await;
-        let mut late = Box::pin(permits.take(2, Urgency::Chunk));
-        assert!(futures_util::poll!(late.as_mut()).is_pending());
+        permits.take(4, Urgency::Dirty).await;
+        let mut late = Box::pin(permits.take(2, Urgency::Dirty));
+        assert!(poll!(late.as_mut()).is_pending());
         permits.give(4);
         drop(late);
         assert_eq!(permits.available(), 4);
