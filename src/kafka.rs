@@ -217,7 +217,7 @@ impl ConsumerContext for FlowContext {
             }
             _ => {
                 let commits = self.listener.revoking(&partitions);
-                if let Err(error) = self.commit(consumer, &commits, CommitMode::Sync) {
+                if let Err(error) = self.commit(consumer, &commits) {
                     // Whoever reads next consumes again: harmless, but worth knowing.
                     tracing::warn!(%error, "offsets of revoked partitions were not committed");
                 }
@@ -230,12 +230,6 @@ impl ConsumerContext for FlowContext {
                     tracing::error!(%error, "partitions could not be given back");
                 }
             }
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::warn!(%error, "offset commit failed; the next one covers it");
         }
     }
 }
@@ -299,18 +293,18 @@ impl FlowContext {
                 list.set_partition_offset(&topic, partition, Offset::Offset(offset))?;
             }
         }
-        self.commit(consumer, &first, CommitMode::Sync)
+        self.commit(consumer, &first)
     }
 
-    fn commit(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        offsets: &[(TopicPartition, i64)],
-        mode: CommitMode,
-    ) -> KafkaResult<()> {
+    fn commit(&self, consumer: &BaseConsumer<Self>, offsets: &[(TopicPartition, i64)]) -> KafkaResult<()> {
         if offsets.is_empty() {
             return Ok(());
         }
+        consumer.commit(&self.positions(offsets)?, CommitMode::Sync)
+    }
+
+    /// Offsets as they are committed, with their metadata.
+    fn positions(&self, offsets: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
         let born = self.born_lock();
         for (at, offset) in offsets {
@@ -320,8 +314,7 @@ impl FlowContext {
                 element.set_metadata(format!("{BORN}{born}"));
             }
         }
-        drop(born);
-        consumer.commit(&list, mode)
+        Ok(list)
     }
 
     /// Partitions of `topics` in which the group has no position: whoever is assigned one commits its first position at once.
@@ -476,20 +469,20 @@ impl FlowConsumer {
         Ok(self.consumer.resume(&one(at))?)
     }
 
-    /// Writes watermarks to Kafka without waiting for the answer.
+    /// Writes watermarks to Kafka without waiting for the answer. It may never come: a rebalance or an absent broker makes
+    /// librdkafka drop a commit and tell nobody. What is not committed goes with the next call, whose list may be empty.
     pub fn commit(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
-        Ok(self
-            .consumer
-            .context()
-            .commit(&self.consumer, offsets, CommitMode::Async)?)
+        if !offsets.is_empty() {
+            self.consumer
+                .store_offsets(&self.consumer.context().positions(offsets)?)?;
+        }
+        // Takes those stored offsets that no answer has confirmed.
+        Ok(self.consumer.commit_consumer_state(CommitMode::Async)?)
     }
 
     /// Writes watermarks to Kafka and waits for the answer.
     pub fn commit_and_wait(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
-        Ok(self
-            .consumer
-            .context()
-            .commit(&self.consumer, offsets, CommitMode::Sync)?)
+        Ok(self.consumer.context().commit(&self.consumer, offsets)?)
     }
 
     /// The high watermark that the last fetch of a partition reported: one above its last record.

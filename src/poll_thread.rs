@@ -30,6 +30,8 @@ const IDLE_POLL: Duration = Duration::from_millis(10);
 const PAUSED_POLL: Duration = Duration::from_millis(2);
 /// How often the high watermarks are read from librdkafka's cache, for the offset lag.
 const WATERMARKS_EVERY: Duration = Duration::from_millis(250);
+/// How often watermarks are committed again that Kafka has not confirmed.
+const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// Records between two looks at whether the consumer behind the queue is idle.
 const LOOK_EVERY: usize = 64;
 
@@ -468,6 +470,7 @@ struct PollLoop {
     max_chunk: usize,
     last: usize,
     watermarks_at: Instant,
+    confirmed_at: Instant,
     trouble: Option<Instant>,
 }
 
@@ -483,6 +486,7 @@ impl PollLoop {
             max_chunk,
             last: 0,
             watermarks_at,
+            confirmed_at: watermarks_at,
             trouble: None,
         }
     }
@@ -569,6 +573,12 @@ impl PollLoop {
                         Err(error) => tracing::warn!(%error, "partition could not be resumed"),
                     }
                 }
+            }
+        }
+        if self.confirmed_at.elapsed() >= CONFIRM_EVERY {
+            self.confirmed_at = Instant::now();
+            if let Err(error) = self.consumer.commit(&[]) {
+                tracing::warn!(%error, "commit could not be queued; the next one covers it");
             }
         }
         if self.watermarks_at.elapsed() >= WATERMARKS_EVERY {

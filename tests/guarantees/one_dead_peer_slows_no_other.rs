@@ -1,11 +1,5 @@
 //! Three regions, one of the two peers dead: the flow to the other goes on as if nothing had happened.
 
-#![allow(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "a load at a fixed rate sleeps until its next write is due; nothing in it is paused"
-)]
-
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
