@@ -14,6 +14,7 @@ use actix::prelude::*;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::event::TraceContext;
 use crate::handoff::MailboxGauge;
 use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
@@ -32,6 +33,11 @@ const PAUSED_POLL: Duration = Duration::from_millis(2);
 const WATERMARKS_EVERY: Duration = Duration::from_millis(250);
 /// How often watermarks are committed again that Kafka has not confirmed.
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
+/// Before a group that has fenced this member is joined anew: a broker that restarts may fence a member whose join it had
+/// begun to answer, and a second process under the same node fences it again and again.
+const REJOIN_INITIAL: Duration = Duration::from_millis(500);
+/// The longest such wait.
+const REJOIN_MAX: Duration = Duration::from_secs(10);
 /// Records between two looks at whether the consumer behind the queue is idle.
 const LOOK_EVERY: usize = 64;
 
@@ -263,6 +269,12 @@ impl Rebalances {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets go of everything, with nothing to commit to.
+    fn revoke_all(&self) {
+        let all: Vec<_> = self.queues().keys().cloned().collect();
+        self.revoke(&all);
+    }
+
     /// Lets go of partitions: the offsets to commit, and how many events were unfinished at the deadline.
     fn revoke(&self, partitions: &[TopicPartition]) -> (Vec<(TopicPartition, i64)>, u64) {
         let revoked: Vec<_> = {
@@ -353,7 +365,6 @@ impl PollThread {
         connect: impl Fn(Box<dyn RebalanceListener>) -> Result<FlowConsumer, KafkaError> + Send + 'static,
     ) -> std::io::Result<PollThread> {
         let (commands, inbox) = mpsc::channel();
-        settings.gauge.set_capacity(settings.queue_chunks);
         let name = format!("poll {flow}");
         settings.gauge.set_capacity(settings.queue_chunks);
         let settings = Arc::new(settings);
@@ -368,13 +379,31 @@ impl PollThread {
                     changed: AtomicBool::new(false),
                     deadline: Mutex::new(None),
                 });
-                let ended = match connect(Box::new(rebalances.clone())) {
-                    Ok(consumer) => PollLoop::new(consumer, rebalances, inbox).run(),
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = ended {
-                    tracing::error!(%error, "poll thread ended");
-                    settings.ended.do_send(PollThreadEnded(Some(error)));
+                let mut backoff = Backoff::clamped(REJOIN_INITIAL, REJOIN_MAX);
+                loop {
+                    let ended = match connect(Box::new(rebalances.clone())) {
+                        Ok(consumer) => PollLoop::new(consumer, rebalances.clone(), &inbox).run(),
+                        Err(error) => Err(error),
+                    };
+                    match ended {
+                        Ok(()) => return,
+                        Err(error @ KafkaError::Fatal(_)) => {
+                            tracing::error!(
+                                %error,
+                                "kafka refuses this consumer, joining anew; if this repeats, another process has the same node"
+                            );
+                            settings.view.set_kafka_trouble(Some(error.to_string()));
+                            rebalances.revoke_all();
+                            if !wait_to_rejoin(&inbox, backoff.next(rand::random())) {
+                                return;
+                            }
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "poll thread ended");
+                            settings.ended.do_send(PollThreadEnded(Some(error)));
+                            return;
+                        }
+                    }
                 }
             })?;
         Ok(PollThread {
@@ -405,6 +434,23 @@ impl Drop for PollThread {
     fn drop(&mut self) {
         // A send to a thread that has ended fails, which is as good.
         let _ = self.commands.send(PollCommand::Stop);
+    }
+}
+
+/// Waits before the group is joined anew; false when the thread is to end instead.
+fn wait_to_rejoin(inbox: &mpsc::Receiver<PollCommand>, wait: Duration) -> bool {
+    let until = Instant::now() + wait;
+    loop {
+        match inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            // Of partitions that are not ours any more.
+            Ok(PollCommand::Commit(..)) => {}
+            Ok(PollCommand::Drain { reply, .. }) => {
+                let _ = reply.send(0);
+                return false;
+            }
+            Ok(PollCommand::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return false,
+            Err(mpsc::RecvTimeoutError::Timeout) => return true,
+        }
     }
 }
 
@@ -462,10 +508,10 @@ impl Lane {
     }
 }
 
-struct PollLoop {
+struct PollLoop<'a> {
     consumer: FlowConsumer,
     rebalances: Arc<Rebalances>,
-    inbox: mpsc::Receiver<PollCommand>,
+    inbox: &'a mpsc::Receiver<PollCommand>,
     lanes: Vec<Lane>,
     max_chunk: usize,
     last: usize,
@@ -474,8 +520,8 @@ struct PollLoop {
     trouble: Option<Instant>,
 }
 
-impl PollLoop {
-    fn new(consumer: FlowConsumer, rebalances: Arc<Rebalances>, inbox: mpsc::Receiver<PollCommand>) -> Self {
+impl<'a> PollLoop<'a> {
+    fn new(consumer: FlowConsumer, rebalances: Arc<Rebalances>, inbox: &'a mpsc::Receiver<PollCommand>) -> Self {
         let max_chunk = (rebalances.settings.queue_events / 4).clamp(1, MAX_CHUNK_EVENTS);
         let watermarks_at = Instant::now();
         PollLoop {

@@ -73,9 +73,9 @@ fn a_peer_that_is_down_for_300_000_writes_gets_them_all_and_costs_no_memory() {
         let mut writer = pair.us.writer("sessions");
         writer.set_all(keys.iter().map(|key| (key, value(key))));
         pair.us
-            .wait_until("partitions are paused, and every permit is out", LIMIT, |status| {
+            .wait_until("every partition is paused, with events in flight", LIMIT, |status| {
                 let flow = &status["flows"][0];
-                flow["paused_partitions"].as_u64() > Some(0) && flow["with_permit"].as_u64() > Some(IN_FLIGHT / 2)
+                flow["paused_partitions"].as_u64() == Some(4) && flow["with_permit"].as_u64() > Some(0)
             });
         let flow = pair.us.flow("eu-west-1");
         assert_eq!(flow.state, "waiting_for_peer");
