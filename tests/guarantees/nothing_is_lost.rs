@@ -155,7 +155,7 @@ fn an_agent_that_is_killed_in_the_middle_of_writes_loses_nothing() {
 #[test]
 fn a_link_that_is_cut_twice_in_the_middle_of_writes_loses_nothing() {
     let _gate = shared();
-    let pair = TwoRegionsSpec::new().cache(memcached()).proxied().start();
+    let pair = far_apart(TwoRegionsSpec::new().cache(memcached()).proxied().start());
     let sampler = Sampler::start(&pair.both());
     let writing = write_on(pair.us.writer("sessions"));
     in_the_middle(&pair.us);

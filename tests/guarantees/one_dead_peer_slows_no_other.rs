@@ -8,14 +8,15 @@ use evrepl_lab::*;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Rounds with and without the fault, taken in turns; the medians are compared.
-const ROUNDS: usize = 3;
+/// Pairs of a round without the fault and one with it. Each is compared with its neighbour, so that what else the machine does
+/// in between matters little, and the median of the comparisons counts.
+const ROUNDS: usize = 7;
 
 /// Events of one round whose rate is measured: as many as are drained in about a second.
 const BURST: usize = 30_000;
 
 /// Writes whose lag is measured, one every two milliseconds, each among some others: well below what a flow can carry.
-const PROBES: usize = 500;
+const PROBES: usize = 300;
 const PROBE_EVERY: Duration = Duration::from_millis(2);
 const COMPANY: usize = 4;
 
@@ -88,8 +89,8 @@ fn probe(writer: &mut Writer, alive: &Region, round: usize) -> Duration {
     lags[PROBES * 99 / 100]
 }
 
-fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
-    values.sort_by(|a, b| a.partial_cmp(b).expect("measured values compare"));
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
@@ -139,20 +140,17 @@ fn with_one_of_two_peers_dead_the_other_keeps_its_rate_and_its_lag() {
         }
         settle(&all);
     }
-    let rate = |of: &[Measured]| median(of.iter().map(|one| one.rate).collect());
-    let p99 = |of: &[Measured]| median(of.iter().map(|one| one.p99).collect());
     println!("without the fault: {sound:?}\nwith the fault: {faulty:?}");
+    let compared = |compare: fn(&Measured, &Measured) -> f64| {
+        let each = sound.iter().zip(&faulty);
+        median(each.map(|(sound, faulty)| compare(sound, faulty)).collect())
+    };
+    let rate = compared(|sound, faulty| faulty.rate / sound.rate);
+    assert!(rate >= 0.8, "the rate fell to {:.0} %", 100.0 * rate);
+    let p99 = compared(|sound, faulty| faulty.p99.as_secs_f64() / sound.p99.as_secs_f64());
     assert!(
-        rate(&faulty) >= 0.8 * rate(&sound),
-        "the rate fell from {:.0}/s to {:.0}/s",
-        rate(&sound),
-        rate(&faulty)
-    );
-    assert!(
-        p99(&faulty) <= 2 * p99(&sound),
-        "the 99th percentile of the lag rose from {:?} to {:?}",
-        p99(&sound),
-        p99(&faulty)
+        p99 <= 2.0,
+        "the 99th percentile of the lag rose to {p99:.1} times what it was"
     );
     let keys: Vec<String> = (0..BURST).map(|n| format!("burst:{n}")).collect();
     assert_same(&all, "sessions", &keys);
