@@ -459,6 +459,21 @@ impl FlowConsumer {
         }
     }
 
+    /// Whether a broker answers within `limit`, and knows a topic of the flow. Blocks for so long.
+    pub fn answers(&self, limit: Duration) -> bool {
+        let Ok(topics) = self.consumer.subscription() else {
+            return false;
+        };
+        let known = |topic: &str| {
+            let metadata = self.consumer.fetch_metadata(Some(topic), limit)?;
+            KafkaResult::Ok(metadata.topics().iter().all(|topic| topic.error().is_none()))
+        };
+        topics
+            .elements()
+            .first()
+            .is_some_and(|topic| matches!(known(topic.topic()), Ok(true)))
+    }
+
     /// Stops fetching a partition; what librdkafka had prefetched of it is thrown away and fetched again later.
     pub fn pause(&self, at: &TopicPartition) -> Result<(), KafkaError> {
         Ok(self.consumer.pause(&one(at))?)

@@ -38,6 +38,9 @@ const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 const REJOIN_INITIAL: Duration = Duration::from_millis(500);
 /// The longest such wait.
 const REJOIN_MAX: Duration = Duration::from_secs(10);
+/// How long Kafka is asked, in the same rhythm, whether it is back: an idle topic sends nothing that would say so. Polling
+/// waits for it, which harms nobody while there is nothing to poll.
+const ASK_WITHIN: Duration = Duration::from_millis(200);
 /// Records between two looks at whether the consumer behind the queue is idle.
 const LOOK_EVERY: usize = 64;
 
@@ -625,6 +628,11 @@ impl<'a> PollLoop<'a> {
             self.confirmed_at = Instant::now();
             if let Err(error) = self.consumer.commit(&[]) {
                 tracing::warn!(%error, "commit could not be queued; the next one covers it");
+            }
+            if self.trouble.is_some() && self.consumer.answers(ASK_WITHIN) {
+                tracing::info!("kafka answers again");
+                self.trouble = None;
+                self.rebalances.settings.view.set_kafka_trouble(None);
             }
         }
         if self.watermarks_at.elapsed() >= WATERMARKS_EVERY {

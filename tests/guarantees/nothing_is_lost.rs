@@ -107,6 +107,7 @@ fn a_relay_that_is_restarted_in_the_middle_of_writes_drains_resumes_within_three
     in_the_middle(&pair.us);
     assert_eq!(pair.us.terminate(), 0, "a relay that can drain says so");
     let resumed = time_to_work(&pair.us);
+    println!("work resumed after {resumed:?}");
     assert!(resumed <= RESUMES_WITHIN, "work resumed only after {resumed:?}");
     writing.join().unwrap();
     all_arrived(&pair, sampler);
@@ -128,6 +129,7 @@ fn a_relay_that_is_killed_in_the_middle_of_writes_resumes_within_three_seconds_a
     assert!(pair.us.flow(EU).in_flight > 0, "it has nothing in its hands");
     pair.us.kill();
     let resumed = time_to_work(&pair.us);
+    println!("work resumed after {resumed:?}");
     assert!(resumed <= RESUMES_WITHIN, "work resumed only after {resumed:?}");
     writing.join().unwrap();
     all_arrived(&pair, sampler);

@@ -247,8 +247,9 @@ fn a_peer_a_memcached_or_a_kafka_that_is_down_for_a_while_never_counts_as_a_rest
         says_failed(&pair.us, "kafka us-east-1->eu-west-1")
     });
     own.start_again();
-    let keys = written("with kafka again");
-    arrived(&keys);
+    // Also while nobody writes anything.
+    wait_until("us says that kafka is well", LIMIT, || says_nothing_failed(&pair.us));
+    arrived(&written("with kafka again"));
     for region in pair.both() {
         wait_until("everything is well again", LIMIT, || says_nothing_failed(region));
         no_restarts(region);
