@@ -45,7 +45,11 @@ pub enum LinkError {
 
 /// What this end accepts of the peer: acks and small frames.
 pub fn limits() -> Limits {
-    Limits::default()
+    Limits {
+        // As many as an agent takes in a batch: each may be an exception.
+        max_batch_items: 65_536,
+        ..Limits::default()
+    }
 }
 
 /// How this relay introduces itself.

@@ -242,7 +242,8 @@ section! {
     pub struct Flow {
         /// Ordered pipelines side by side, each with a thread and a link of its own. Default: `1`.
         pub lanes: usize as Count<1, 1024> = 1,
-        /// Events in flight, that is permits. Default: `65536`. A chunk holds at most a quarter of them.
+        /// Events in flight, that is permits. Default: `65536`. A chunk holds at most a
+        /// quarter of them, and another quarter is kept for dirty keys.
         pub max_in_flight_events: usize as Count<4> = 65536,
         /// Bytes of values in flight. Default: `"64MiB"`.
         pub max_in_flight_bytes: usize as Size = 64 * MIB,
@@ -258,7 +259,7 @@ section! {
     #[derive(Debug)]
     pub struct Batch {
         /// Items in it. Default: `1024`.
-        pub max_items: usize as Count<1> = 1024,
+        pub max_items: usize as Count<1, 65_536> = 1024,
         /// Bytes in it, before compression. Default: `"256KiB"`.
         pub max_bytes: usize as Size = 256 * KIB,
         /// How long its first item waits for others. Default: `"2ms"`, little beside the way between two regions.

@@ -171,7 +171,7 @@ prop_compose! {
         config.telemetry.trace_ratio = ratio;
         config.flow.max_in_flight_events = counts[0];
         config.flow.max_dirty_keys = counts[1];
-        config.batch.max_items = counts[2];
+        config.batch.max_items = counts[2].min(65_536);
         config.mailbox.remote_link = counts[3];
         config.peers[0].address = address;
         config
