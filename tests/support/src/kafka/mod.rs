@@ -222,7 +222,8 @@ fn server_properties(port: u16, controller: u16, data: &Path, more: &[(&str, &st
     // Tests of dead members may choose a session timeout below Kafka's 6 s; the cleaner would only take 128 MB.
     text.push_str("group.min.session.timeout.ms=500\nlog.cleaner.enable=false\n");
     // A killed broker may register again only once its old session has ended; with Kafka's 9 s each restart takes as long.
-    text.push_str("broker.session.timeout.ms=1500\nbroker.heartbeat.interval.ms=300\n");
+    // Much less, and a broker that gets no CPU for a moment is fenced: its partitions are then without a leader.
+    text.push_str("broker.session.timeout.ms=5000\nbroker.heartbeat.interval.ms=500\n");
     for (key, value) in more {
         text.push_str(&format!("{key}={value}\n"));
     }
