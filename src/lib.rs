@@ -13,6 +13,7 @@
 //! 8. [`actors::cache_writer`] checks the [`stamps`], writes memcached, raises the tick and answers; the ack travels back,
 //!    each event gets its [`outcome`], and the watermark is committed.
 //!
+//! An event that panics whoever has it in hand is found by [`suspects`] and becomes a dead letter.
 //! Bounded mailboxes are in [`handoff`], what the actors of a flow share in [`relay`], of the agent in [`agent`];
 //! [`actors::region_supervisor`] is the root of the tree and [`run`] starts it.
 
@@ -27,6 +28,7 @@ pub mod coalesce;
 pub mod config;
 pub mod dirty;
 pub mod event;
+pub mod failpoint;
 pub mod handoff;
 pub mod hashing;
 pub mod hlc;
@@ -43,6 +45,7 @@ pub mod region;
 pub mod relay;
 pub mod run;
 pub mod stamps;
+pub mod suspects;
 pub mod telemetry;
 pub mod tls;
 pub mod topics;

@@ -253,6 +253,40 @@ impl Tracker {
         open
     }
 
+    /// Is this event open and in flight?
+    pub fn is_in_flight(&self, seq: Seq) -> bool {
+        let (number, bit) = place(seq);
+        let index = number
+            .checked_sub(self.first)
+            .and_then(|index| usize::try_from(index).ok());
+        let block = index.and_then(|index| self.blocks.get(index)?.as_deref());
+        block.is_some_and(|block| block.open & block.in_flight & bit != 0)
+    }
+
+    /// The offsets of the events in flight, each span from the first to one above the last; neighbours share one. Where
+    /// offsets have gaps a span begins or ends in the gap, but covers no other event.
+    pub fn in_flight_spans(&self) -> Vec<(i64, i64)> {
+        let mut spans: Vec<(i64, i64)> = Vec::new();
+        for (number, block) in (self.first..).zip(&self.blocks) {
+            let Some(block) = block else { continue };
+            for n in (0..BLOCK).filter(|n| block.open & block.in_flight & (1 << n) != 0) {
+                let from = block.before[n as usize];
+                let next = number * BLOCK + n + 1;
+                // Opened while this block lived, if it was opened at all; of another block that is not known.
+                let to = match block.before.get(n as usize + 1) {
+                    _ if next == self.next_seq => self.end,
+                    Some(next) => *next,
+                    None => from.saturating_add(1),
+                };
+                match spans.last_mut() {
+                    Some(last) if last.1 >= from => last.1 = to,
+                    _ => spans.push((from, to)),
+                }
+            }
+        }
+        spans
+    }
+
     /// The offset to commit: one above the last of the finished events that no open or released one precedes. `None`
     /// before anything is finished.
     pub fn watermark(&self) -> Option<i64> {
@@ -399,6 +433,25 @@ mod tests {
             assert_eq!((it.accounts().waiting, it.accounts().in_flight_total()), (1, 1));
             assert!(it.hold(seq, Hold::InFlight) && it.finish(seq, Applied));
         }
+    }
+
+    #[test]
+    fn the_events_in_flight_are_known_by_their_offsets() {
+        let mut it = tracker(100..300);
+        assert!(it.in_flight_spans().is_empty());
+        for seq in [3, 4, 5, 63, 64, 199] {
+            assert!(it.hold(seq, Hold::InFlight) && it.is_in_flight(seq));
+        }
+        assert!(it.hold(70, Hold::Dirty) && !it.is_in_flight(70) && !it.is_in_flight(71) && !it.is_in_flight(1000));
+        let spans = vec![(103, 106), (163, 165), (299, 300)];
+        assert_eq!(it.in_flight_spans(), spans);
+        // What is finished around them changes nothing, also when its blocks are dropped and made again.
+        (0..200).for_each(|seq| _ = !it.is_in_flight(seq) && it.finish(seq, Applied));
+        assert_eq!(it.in_flight_spans(), spans);
+        assert!(it.finish(199, Applied) && !it.is_in_flight(199));
+        let seq = it.open(310);
+        assert!(it.hold(seq, Hold::InFlight));
+        assert_eq!(it.in_flight_spans(), [(103, 106), (163, 165), (300, 311)]);
     }
 
     #[test]

@@ -53,6 +53,11 @@ impl Permits {
         self.total
     }
 
+    /// The most that chunks may hold together: all but what is left to dirty keys.
+    pub fn most_for_chunks(&self) -> usize {
+        self.total - self.total / 4
+    }
+
     /// Permits that nobody holds.
     pub fn available(&self) -> usize {
         self.lock().available

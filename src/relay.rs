@@ -16,6 +16,7 @@ use crate::hashing::Ring;
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
+use crate::suspects::Suspects;
 use crate::telemetry::{FlowInstruments, Instruments};
 use crate::wire::Expiry;
 
@@ -287,6 +288,7 @@ pub struct FlowView {
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
     kafka: Mutex<Option<String>>,
+    suspects: Mutex<Suspects>,
 }
 
 impl FlowView {
@@ -303,7 +305,13 @@ impl FlowView {
             draining: AtomicBool::new(false),
             reconnects: AtomicU64::new(0),
             kafka: Mutex::default(),
+            suspects: Mutex::default(),
         }
+    }
+
+    /// The events that may be what takes the flow down.
+    pub fn suspects(&self) -> MutexGuard<'_, Suspects> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What keeps Kafka from being read, if anything does.
@@ -403,6 +411,8 @@ pub struct FlowShared {
     pub metrics: Arc<FlowInstruments>,
     /// Every instrument.
     pub instruments: Arc<Instruments>,
+    /// The lanes are being stopped: what is in flight stays so, and nobody waits for it.
+    pub going_down: AtomicBool,
 }
 
 impl FlowShared {

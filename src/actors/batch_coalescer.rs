@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::coalesce::{OpenBatch, Trigger};
 use crate::config::Compression;
+use crate::failpoint;
 use crate::handoff::{Carried, Handoff};
 use crate::outcome::Outcome;
 use crate::relay::{FlowShared, HeldEvent, HeldItem, LaneClock, ORIGIN_OTHER, Reports, Seen};
@@ -107,6 +108,7 @@ impl BatchCoalescer {
             let now = Instant::now();
             let mut items = message.items.into_iter();
             while let Some(item) = items.next() {
+                failpoint::at_keys("batch_coalescer_event", std::iter::once(&item.event.key));
                 // What the peer takes in one batch may be less than what is configured here.
                 if !self.open.is_empty() && self.open.bytes() + item.bytes() > self.clock.max_batch() {
                     self.close(Trigger::Bytes, ctx);

@@ -20,6 +20,7 @@ use crate::breaker::{Allows, Breaker, BreakerState};
 use crate::config::OnSet;
 use crate::dirty::{Dirtied, DirtySet};
 use crate::event::Op;
+use crate::failpoint;
 use crate::handoff::{Carried, Handoff, Slot};
 use crate::look::{MeanSize, expiry, remaining};
 use crate::memcached::{Connection, LookRequest, Looked, MemcachedError};
@@ -401,6 +402,7 @@ impl CacheReader {
     }
 
     fn look(&mut self, events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
+        failpoint::at_keys("cache_reader_event", events.iter().map(|event| &event.key));
         self.reading = true;
         let reserved = events.len() * (self.mean.bytes() + ITEM_OVERHEAD);
         self.parts.shared.take_bytes(reserved);

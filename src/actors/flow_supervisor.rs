@@ -5,7 +5,7 @@
 //! flow down and says so; its supervisor builds a new one, which starts at the last committed offsets.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, RwLock, mpsc};
 use std::time::Duration;
 
@@ -153,6 +153,7 @@ impl FlowSupervisor {
             mailboxes: parts.mailboxes.clone(),
             metrics: parts.instruments.flow(&parts.view.name),
             instruments: parts.instruments.clone(),
+            going_down: AtomicBool::new(false),
         });
         FlowSupervisor {
             parts,
@@ -323,6 +324,7 @@ impl FlowSupervisor {
 
     /// Stops every child, waits for the poll thread off this thread, and then tells.
     fn take_down(&mut self, ctx: &mut Context<Self>, tell: impl FnOnce(&Self) + 'static) {
+        self.shared.going_down.store(true, SeqCst);
         let arbiters: Vec<Arbiter> = self.lanes.iter_mut().filter_map(Lane::stop).collect();
         self.lanes.clear();
         self.commands = None;

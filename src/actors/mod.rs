@@ -24,7 +24,8 @@
 //! RegionSupervisor                  more than supervision.max_restarts within supervision.within: give up, exit 70
 //! ├── FlowSupervisor                one per peer; rebuilt whole from its last committed offsets
 //! │   ├── poll thread               its unexpected end rebuilds the flow
-//! │   ├── PartitionConsumer ...     one per assigned partition; ends with the assignment; its panic rebuilds the flow
+//! │   ├── PartitionConsumer ...     one per assigned partition; ends with the assignment; its panic rebuilds the flow;
+//! │   │                             what was in flight in two panics it hands on apart, until the culprit stands alone
 //! │   └── lane 0..n                 one arbiter; a panic of an inner actor rebuilds the flow
 //! │       ├── CacheReader ...       one per memcached server; its connection is a state behind a circuit breaker
 //! │       ├── BatchCoalescer

@@ -2,9 +2,11 @@
 //!
 //! In: chunks, pulled one at a time from the partition's queue, so that outcomes never queue behind new work; outcomes from
 //! the lanes. Out: events to the cache readers, watermarks to the poll thread, dead letters to Kafka.
+//! After two panics with the same events in hand it hands these on apart, see [`crate::suspects`].
 //! It ends when its partition is revoked; the next assignment gets a new one, with a new generation.
 //! Bounded by: the queue (`mailbox.partition_consumer`), the permits of the flow, and [`MAX_DEAD_LETTERS`].
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::config::OnSet;
 use crate::event::{self, Op};
+use crate::failpoint;
 use crate::handoff::Handoff;
 use crate::hashing;
 use crate::hlc;
@@ -30,6 +33,10 @@ use crate::relay::{
 };
 
 use super::cache_reader::LookAt;
+
+mod careful;
+
+use careful::{Careful, Group, Trial};
 
 /// Dead letters of one partition that wait for Kafka's acknowledgement; beyond it the partition takes no new chunk.
 const MAX_DEAD_LETTERS: usize = 1024;
@@ -82,6 +89,7 @@ pub struct PartitionConsumer {
     working: bool,
     dead_letters: usize,
     revoke: Option<RevokePartition>,
+    careful: Careful,
     /// The last numbers have been handed over: nothing more is taken or reported.
     ended: bool,
 }
@@ -91,6 +99,7 @@ impl PartitionConsumer {
     pub fn new(parts: PartitionConsumerParts) -> Self {
         PartitionConsumer {
             tracker: Tracker::new(parts.queue.generation),
+            careful: Careful::new(&parts),
             parts,
             first: None,
             newest: HashMap::default(),
@@ -135,6 +144,9 @@ impl Handler<EventsReported> for PartitionConsumer {
     type Result = ();
 
     fn handle(&mut self, EventsReported(fates): EventsReported, ctx: &mut Self::Context) {
+        if let Some(trial) = &mut self.careful.trial {
+            trial.dirty |= fates.iter().any(|(_, fate)| *fate == Fate::Dirty);
+        }
         for (seq, fate) in fates {
             match fate {
                 Fate::Finished(outcome) => self.tracker.finish(seq, outcome),
@@ -143,6 +155,10 @@ impl Handler<EventsReported> for PartitionConsumer {
             };
         }
         self.publish();
+        if self.careful.trial.is_some() {
+            self.end_trial();
+            self.advance(ctx);
+        }
         self.end_if_done(ctx);
     }
 }
@@ -158,6 +174,10 @@ impl Handler<RevokePartition> for PartitionConsumer {
         }
         let patience = revoke.deadline.saturating_duration_since(Instant::now());
         self.revoke = Some(revoke);
+        if self.parts.shared.going_down.load(SeqCst) {
+            self.end(ctx);
+            return;
+        }
         ctx.run_later(patience, |act, ctx| act.end(ctx));
         self.end_if_done(ctx);
     }
@@ -179,17 +199,22 @@ impl PartitionConsumer {
     /// Takes the next chunk if nothing keeps it from doing so.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         while !self.working && !self.ended && self.revoke.is_none() && self.dead_letters < MAX_DEAD_LETTERS {
+            if let Some(group) = self.careful.groups.pop_front() {
+                self.hand_on(group, ctx);
+                continue;
+            }
             let Some(chunk) = self.parts.queue.pull() else { return };
             let events = self.take(&chunk, ctx);
+            // What a trial may take of the permits.
+            let most = self.parts.shared.permits.most_for_chunks();
+            self.careful.group(events, most);
             self.publish();
-            if !events.is_empty() {
-                self.hand_on(events, ctx);
-            }
         }
     }
 
     /// Decodes a chunk, gives every record its account, and keeps the newest event per key.
     fn take(&mut self, chunk: &Chunk, ctx: &mut Context<Self>) -> Vec<HeldEvent> {
+        let careful = self.careful.begin(chunk);
         fail::fail_point!("partition_consumer_chunk");
         let mut events: Vec<HeldEvent> = Vec::with_capacity(chunk.records.len());
         let mut poisoned = Vec::new();
@@ -202,7 +227,11 @@ impl PartitionConsumer {
             }
             let seq = self.tracker.open(record.offset);
             let key = chunk.key(record);
-            match self.read(chunk, record, seq, &key) {
+            let read = match careful {
+                false => self.read(chunk, record, seq, &key),
+                true => self.read_carefully(chunk, record, seq, &key),
+            };
+            match read {
                 Ok(Some(event)) => match self.newest.entry(key) {
                     hashbrown::hash_map::Entry::Vacant(entry) => {
                         entry.insert(events.len());
@@ -237,6 +266,7 @@ impl PartitionConsumer {
         seq: Seq,
         key: &Bytes,
     ) -> Result<Option<HeldEvent>, &'static str> {
+        failpoint::at_keys("partition_consumer_event", std::iter::once(key));
         let shared = &self.parts.shared;
         if let Some(problem) = memcached::key_problem(key) {
             return Err(problem);
@@ -279,9 +309,13 @@ impl PartitionConsumer {
 
     /// Gives each reader its share of a chunk, in order. First a place in each reader's mailbox, then the permits of all in
     /// one request: a partition that waits for a reader holds no permit meanwhile.
-    fn hand_on(&mut self, events: Vec<HeldEvent>, ctx: &mut Context<Self>) {
+    /// A group on trial takes every permit that chunks may have: nothing else is in flight beside it.
+    fn hand_on(&mut self, Group { events, offsets }: Group, ctx: &mut Context<Self>) {
         self.working = true;
-        let count = events.len();
+        let count = match offsets.is_empty() {
+            true => events.len(),
+            false => self.parts.shared.permits.most_for_chunks(),
+        };
         let seqs: Vec<Seq> = events.iter().map(|event| event.ticket.seq).collect();
         let shares = self.split(events);
         let shared = self.parts.shared.clone();
@@ -309,6 +343,14 @@ impl PartitionConsumer {
                     // From here on the lane returns them.
                     taken.count -= count;
                 }
+            }
+            if !offsets.is_empty() {
+                act.working = true;
+                act.careful.trial = Some(Trial {
+                    _permits: taken,
+                    offsets,
+                    dirty: false,
+                });
             }
             act.advance(ctx);
         }));
@@ -416,6 +458,7 @@ impl PartitionConsumer {
         let held = self.tracker.accounts();
         // What only waited for permits is as Kafka still has it: it is no work left.
         let unfinished = held.in_flight + held.dirty + self.dead_letters as u64;
+        self.leave_suspects();
         self.tracker.release_open();
         self.retire(ctx);
         let _ = revoke.reply.send(Revoked {

@@ -210,6 +210,10 @@ impl RegionSupervisor {
         ctx.spawn(join.into_actor(self).map(move |_, act, _| {
             let flow = &mut act.flows[n];
             let left = flow.parts.view.accounts.total().0.in_flight_total();
+            // The poll thread only moves records: what they hold cannot end it.
+            let by_events = actor != "poll_thread";
+            let in_flight = flow.parts.view.suspects().flow_went_down(by_events, Instant::now());
+            tracing::info!(flow = name, in_flight, "flow is down, building it anew");
             flow.parts.view.reset();
             match act.deadline {
                 None => Self::start_flow(flow),

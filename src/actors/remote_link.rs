@@ -21,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::backoff::Backoff;
 use crate::dirty::Dirtied;
+use crate::failpoint;
 use crate::handoff::{Carried, Slot};
 use crate::link::{LinkError, connect, hello, limits, terms};
 use crate::outcome::Outcome;
@@ -184,6 +185,7 @@ impl Handler<Carried<ShipBatch>> for RemoteLink {
 
     fn handle(&mut self, Carried { message, slot }: Carried<ShipBatch>, ctx: &mut Self::Context) {
         fail::fail_point!("remote_link_ship");
+        failpoint::at_keys("remote_link_event", message.items.iter().map(|item| &item.event.key));
         self.waiting.push_back((message, slot));
         self.pump(ctx);
     }

@@ -14,6 +14,7 @@ mod arrives_as_it_left;
 mod keys_are_found_by_other_clients;
 mod nothing_is_lost;
 mod one_dead_peer_slows_no_other;
+mod one_event_takes_no_flow_down;
 mod order_per_key;
 mod other_programs_write_events;
 mod poison_harms_nothing_else;
