@@ -2,6 +2,7 @@
 #
 #   make demo            two regions on this machine, in front of your eyes        (ARGS='...' are the demo's own)
 #   make test            every test, against a real Apache Kafka and memcached     (ARGS='...' are cargo test's)
+#   make faults          every fault in the middle of load, and what was lost by it (ARGS='--only kill_agent --seed 7')
 #   make load            a load run, release build                                 (ARGS='...' name the scenario)
 #   make lint            format and lints, as CI checks them
 #   make setup           only install what is missing
@@ -11,7 +12,7 @@ ARGS ?=
 # rustup's cargo, also where the shell that started make never read its profile.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup kafka python test demo load lint
+.PHONY: help setup kafka python test demo faults load lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +35,11 @@ demo:
 	@scripts/setup.sh demo
 	cargo build -p evrepl -p evrepl-load --bins
 	@target/debug/evrepl-demo $(ARGS)
+
+# The dev profile, as the demo: what counts here is what is lost, and two cores carry its load easily.
+faults: kafka
+	cargo build -p evrepl -p evrepl-load --bins
+	@target/debug/evrepl-faults $(ARGS)
 
 load: kafka
 	cargo build --release -p evrepl -p evrepl-load --bins

@@ -49,6 +49,8 @@ need libcurl4-openssl-dev header curl/curl.h
 if [ "$what" != demo ]; then
     need openjdk-17-jre-headless java_17
     need maven command -v mvn
+    # The fault lab sets processes' clocks with it.
+    need libfaketime ls /usr/lib/*/faketime/libfaketimeMT.so.1
     # Debian splits venv from python3; without ensurepip a venv has no pip.
     need python3-venv python3 -c 'import venv, ensurepip'
     # pylibmc has wheels for common Pythons; where none fits, pip builds it against these.

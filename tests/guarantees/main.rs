@@ -11,6 +11,7 @@
 
 mod accounts_balance;
 mod arrives_as_it_left;
+mod faults;
 mod keys_are_found_by_other_clients;
 mod nothing_is_lost;
 mod one_dead_peer_slows_no_other;

@@ -28,6 +28,7 @@
 //! Panicking is this crate's way of reporting: its callers are tests, and a panic prints the logs of what it started.
 
 pub mod cache;
+pub mod faults;
 pub mod kafka;
 pub mod memcached;
 pub mod place;
@@ -44,8 +45,9 @@ pub use place::{Dir, free_port, unique};
 pub use process::{Process, Signal};
 pub use proxy::FaultProxy;
 pub use region::{
-    Certs, FlowStatus, Mismatch, PeerSpec, Region, RegionBuilder, Sampler, TwoRegions, TwoRegionsSpec, accounted,
-    assert_same, balanced, compare, evrepl, flows, settle, settle_within, two_regions,
+    Certs, FlowStatus, FlowSums, Mismatch, PeerSpec, Region, RegionBuilder, Sampler, TwoRegions, TwoRegionsSpec,
+    accounted, assert_same, balanced, compare, evrepl, flow_sums, flows, settle, settle_within, settled_within,
+    two_regions,
 };
 pub use wait::{exclusive, holds_within, shared, wait_until};
 pub use writer::{Format, Op, Writer};

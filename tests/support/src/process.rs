@@ -184,12 +184,22 @@ impl Process {
 
     /// Resident memory in bytes; 0 once it has ended.
     pub fn rss_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// A line of the kernel's status of the process that is in kB, as bytes.
+    fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
         let kib = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .find_map(|line| line.strip_prefix(name))
             .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
         kib.unwrap_or(0) * 1024
+    }
+
+    /// The most memory that was ever resident, in bytes; 0 once it has ended.
+    pub fn peak_rss_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
     }
 
     /// CPU time used so far, user and system, in seconds; 0 once it has ended.

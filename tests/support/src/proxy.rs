@@ -37,6 +37,12 @@ struct State {
     bytes_per_second: Option<u64>,
     corrupt: u32,
     corrupted: u32,
+    /// Of a thousand pieces, how many reset their connection instead of passing; and the state of that lottery.
+    resets: u32,
+    lottery: u64,
+    /// Connections that end without an orderly close, and how many there were.
+    reset: Vec<u64>,
+    were_reset: u64,
     accepted: u64,
     /// (id, both ends) of open connections.
     open: Vec<(u64, TcpStream, TcpStream)>,
@@ -93,10 +99,11 @@ impl FaultProxy {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Passes everything again: ends a cut, a stall, latency and rate limit.
+    /// Passes everything again: ends a cut, a stall, latency, resets and rate limit.
     pub fn pass(&self) {
         self.change(|state| {
             state.cut = false;
+            state.resets = 0;
             state.stalled = false;
             state.latency = Duration::ZERO;
             state.bytes_per_second = None;
@@ -139,6 +146,20 @@ impl FaultProxy {
         });
     }
 
+    /// Of a thousand pieces that pass from now on, this many reset their connection instead, in either direction.
+    pub fn resets(&self, per_mille: u32) {
+        self.change(|state| state.resets = per_mille);
+    }
+
+    /// Tells the target on every connection of this moment that the client will send nothing more; answers still pass.
+    pub fn half_close(&self) {
+        self.change(|state| {
+            for (.., server) in &state.open {
+                let _ = server.shutdown(Shutdown::Write);
+            }
+        });
+    }
+
     /// Flips a bit of one byte in the next piece that a client sends.
     pub fn corrupt_one_byte(&self) {
         self.change(|state| state.corrupt += 1);
@@ -147,6 +168,11 @@ impl FaultProxy {
     /// How many bytes were corrupted so far.
     pub fn corrupted(&self) -> u32 {
         self.shared.state().corrupted
+    }
+
+    /// How many connections were reset so far.
+    pub fn were_reset(&self) -> u64 {
+        self.shared.state().were_reset
     }
 
     /// How many connections were ever accepted.
@@ -237,23 +263,25 @@ fn carry(shared: &Arc<Shared>, client: TcpStream) {
     if let (Ok(client_again), Ok(server_again)) = directions {
         let back = {
             let shared = Arc::clone(shared);
-            thread::spawn(move || pump(&shared, server_again, client_again, 1))
+            thread::spawn(move || pump(&shared, server_again, client_again, (id, 1)))
         };
-        pump(shared, client, server, 0);
+        pump(shared, client, server, (id, 0));
         let _ = back.join();
     }
-    shared.state().open.retain(|(open, ..)| *open != id);
+    let mut state = shared.state();
+    state.open.retain(|(open, ..)| *open != id);
+    state.reset.retain(|reset| *reset != id);
 }
 
 /// Moves bytes one way until an end closes; then closes the other way's writing end, as TCP does.
-fn pump(shared: &Arc<Shared>, mut from: TcpStream, to: TcpStream, direction: usize) {
+fn pump(shared: &Arc<Shared>, mut from: TcpStream, to: TcpStream, (id, direction): (u64, usize)) {
     let (sender, pieces) = sync_channel(UNDER_WAY);
     let writer = {
         let shared = Arc::clone(shared);
-        thread::spawn(move || deliver(&shared, to, &pieces, direction))
+        thread::spawn(move || deliver(&shared, to, &pieces, (id, direction)))
     };
     // An error ends the connection like an orderly close: the other end hears of it either way.
-    let _ = take(shared, &mut from, &sender, direction);
+    let _ = take(shared, &mut from, &sender, (id, direction));
     drop(sender);
     let _ = writer.join();
 }
@@ -262,7 +290,7 @@ fn take(
     shared: &Shared,
     from: &mut TcpStream,
     sender: &SyncSender<(Instant, Vec<u8>)>,
-    direction: usize,
+    (id, direction): (u64, usize),
 ) -> io::Result<()> {
     let mut buffer = vec![0; PIECE];
     loop {
@@ -278,6 +306,10 @@ fn take(
             state.corrupted += 1;
             piece[count / 2] ^= 0x10;
         }
+        if state.resets > 0 && crate::faults::random::draw(&mut state.lottery, 1_000) < state.resets {
+            reset(&mut state, id);
+            return Ok(());
+        }
         let due = Instant::now() + state.latency;
         drop(state);
         if sender.send((due, piece)).is_err() {
@@ -286,7 +318,7 @@ fn take(
     }
 }
 
-fn deliver(shared: &Shared, mut to: TcpStream, pieces: &Receiver<(Instant, Vec<u8>)>, direction: usize) {
+fn deliver(shared: &Shared, mut to: TcpStream, pieces: &Receiver<(Instant, Vec<u8>)>, (id, direction): (u64, usize)) {
     for (due, piece) in pieces {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let wait = {
@@ -316,8 +348,27 @@ fn deliver(shared: &Shared, mut to: TcpStream, pieces: &Receiver<(Instant, Vec<u
             break;
         }
     }
+    if shared.state().reset.contains(&id) {
+        // An orderly close would come before the reset, which the last handle of the socket sends when it drops.
+        return;
+    }
     // Nothing more will come this way. Reading from the same socket is the other direction's business.
     let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Ends a connection as a router does that has forgotten it: both ends get a reset, whatever is under way is lost.
+fn reset(state: &mut State, id: u64) {
+    state.reset.push(id);
+    state.were_reset += 1;
+    let Some(at) = state.open.iter().position(|(open, ..)| *open == id) else {
+        return;
+    };
+    let (_, client, server) = state.open.swap_remove(at);
+    for end in [client, server] {
+        let _ = socket2::SockRef::from(&end).set_linger(Some(Duration::ZERO));
+        // Wakes whoever reads from it, and tells the other end nothing.
+        let _ = end.shutdown(Shutdown::Read);
+    }
 }
 
 #[cfg(test)]
@@ -392,6 +443,26 @@ mod tests {
         assert_eq!(answer.iter().zip(b"abc").filter(|(got, sent)| got != sent).count(), 1);
         assert_eq!(proxy.corrupted(), 1);
         assert_eq!(ask(&mut stream, b"abc").unwrap(), b"abc");
+    }
+
+    #[test]
+    fn a_reset_is_no_orderly_close_and_a_half_close_lets_answers_pass() {
+        let proxy = FaultProxy::start(&echo());
+        let mut stream = connect(&proxy);
+        assert_eq!(ask(&mut stream, b"one").unwrap(), b"one");
+        proxy.half_close();
+        // The echo server ends when it hears of the end; that end passes as well.
+        assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+        let mut stream = connect(&proxy);
+        assert_eq!(ask(&mut stream, b"two").unwrap(), b"two");
+        proxy.resets(1_000);
+        let error = ask(&mut stream, b"three").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        proxy.pass();
+        assert_eq!(ask(&mut connect(&proxy), b"four").unwrap(), b"four");
+        wait_until("the connections are forgotten", LIMIT, || {
+            proxy.shared.state().reset.is_empty()
+        });
     }
 
     #[test]

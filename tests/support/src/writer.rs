@@ -96,6 +96,14 @@ impl Writer {
         self.produce(key, op.event(self.format), &[]);
     }
 
+    /// The same with a timestamp (milliseconds since the Unix epoch) instead of now: an application whose clock is wrong.
+    pub fn say_at(&self, op: Op, key: &[u8], timestamp: Option<i64>) {
+        self.producer.send(Outgoing {
+            timestamp,
+            ..Outgoing::new(&self.cache.topic, key, op.event(self.format))
+        });
+    }
+
     /// Produces any record value, with headers, without writing memcached.
     pub fn produce(&self, key: &[u8], value: &[u8], headers: &[(&str, &[u8])]) {
         self.producer.send(Outgoing {

@@ -10,7 +10,9 @@ mod status;
 pub use builder::{PeerSpec, RegionBuilder};
 pub use certs::{Certs, evrepl};
 pub use pair::{TwoRegions, TwoRegionsSpec, two_regions};
-pub use settle::{Mismatch, accounted, assert_same, compare, settle, settle_within};
+pub use settle::{
+    FlowSums, Mismatch, accounted, assert_same, compare, flow_sums, settle, settle_within, settled_within,
+};
 pub use status::{FlowStatus, Sampler, balanced, flows};
 
 use std::fmt::Write;
@@ -317,6 +319,14 @@ impl Region {
     /// Resident memory in bytes; 0 when it doesn't run.
     pub fn rss_bytes(&self) -> u64 {
         self.slot().as_ref().map_or(0, Process::rss_bytes)
+    }
+
+    /// The most memory that its process ever had resident, in bytes, and the process's id; `None` when it doesn't run.
+    pub fn peak_rss_bytes(&self) -> Option<(u32, u64)> {
+        self.slot()
+            .as_ref()
+            .map(|process| (process.pid(), process.peak_rss_bytes()))
+            .filter(|(_, bytes)| *bytes > 0)
     }
 
     /// Resident memory in bytes right after the last start: what to compare a loaded process with.

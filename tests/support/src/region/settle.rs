@@ -27,14 +27,26 @@ impl Group<'_> {
         self.flows.iter().map(of).sum()
     }
 
-    /// Records in the flow's topics, its retry topics included: parked events are consumed once more from there.
-    fn produced(&self) -> u64 {
+    /// The flow's topics and their retry topics: parked events are consumed once more from there.
+    fn topics(&self) -> Vec<String> {
         let topics = self.region.topics_to(&self.peer).into_iter();
-        let topics = topics.flat_map(|topic| [format!("{topic}.retry.{}", self.peer), topic]);
         topics
-            .flat_map(|topic| self.region.kafka().end_offsets(&topic))
-            .map(|(_, end)| end as u64)
-            .sum()
+            .flat_map(|topic| [format!("{topic}.retry.{}", self.peer), topic])
+            .collect()
+    }
+
+    /// Records in all of the flow's topics.
+    fn produced(&self) -> u64 {
+        let ends = |topic: &String| self.region.kafka().end_offsets(topic);
+        self.topics().iter().flat_map(ends).map(|(_, end)| end as u64).sum()
+    }
+
+    /// The sum of the offsets that the flow has committed.
+    fn committed(&self) -> u64 {
+        let group = self.region.group(&self.peer);
+        let committed = |topic: &String| self.region.kafka().committed(&group, topic);
+        let offsets = self.topics().iter().flat_map(committed).collect::<Vec<_>>();
+        offsets.into_iter().map(|(_, offset)| offset.unwrap_or(0) as u64).sum()
     }
 
     /// Consumed, without what was given back and is consumed again.
@@ -45,7 +57,7 @@ impl Group<'_> {
 
     fn committed_to_the_end(&self) -> bool {
         let group = self.region.group(&self.peer);
-        self.region.topics_to(&self.peer).iter().all(|topic| {
+        self.topics().iter().all(|topic| {
             // Commits first: what is produced between the two calls makes it "not yet", never "settled" by mistake.
             let committed = self.region.kafka().committed(&group, topic);
             let ends = self.region.kafka().end_offsets(topic);
@@ -66,7 +78,7 @@ impl Group<'_> {
 
     fn describe(&self) -> String {
         let group = self.region.group(&self.peer);
-        let offsets: Vec<String> = (self.region.topics_to(&self.peer).iter())
+        let offsets: Vec<String> = (self.topics().iter())
             .map(|topic| {
                 let kafka = self.region.kafka();
                 format!(
@@ -128,10 +140,43 @@ pub fn settle(regions: &[&Region]) {
 /// [`settle`] with another limit.
 #[track_caller]
 pub fn settle_within(regions: &[&Region], limit: Duration) {
-    if !holds_within(limit, || groups(regions).iter().all(Group::settled)) {
-        let text: Vec<String> = groups(regions).iter().map(Group::describe).collect();
-        panic!("not settled after {limit:?}:\n{}", text.join("\n"));
+    settled_within(regions, limit).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// [`settle_within`] for those who go on when it fails.
+///
+/// # Errors
+/// Where each flow stands.
+pub fn settled_within(regions: &[&Region], limit: Duration) -> Result<(), String> {
+    if holds_within(limit, || groups(regions).iter().all(Group::settled)) {
+        return Ok(());
     }
+    let text: Vec<String> = groups(regions).iter().map(Group::describe).collect();
+    Err(format!("not settled after {limit:?}:\n{}", text.join("\n")))
+}
+
+/// What the processes of one flow say, and what Kafka says of it.
+#[derive(Clone, Debug)]
+pub struct FlowSums {
+    /// `<region>-><peer>`.
+    pub flow: String,
+    /// By the processes that run now, without what they gave back.
+    pub consumed: u64,
+    /// Records in all of its topics, retry topics included.
+    pub produced: u64,
+    /// The sum of its committed offsets in the same topics.
+    pub committed: u64,
+}
+
+/// The sums of every flow of these regions. Name all running nodes of a region.
+pub fn flow_sums(regions: &[&Region]) -> Vec<FlowSums> {
+    let sums = |group: &Group<'_>| FlowSums {
+        flow: format!("{}->{}", group.region.name(), group.peer),
+        consumed: group.consumed(),
+        produced: group.produced(),
+        committed: group.committed(),
+    };
+    groups(regions).iter().map(sums).collect()
 }
 
 /// Every record in the topics was consumed exactly once by the processes that run now, apart from what was released:

@@ -1,0 +1,99 @@
+//! Faults of Kafka and of the consumer group.
+
+use std::time::{Duration, Instant};
+
+use super::catalogue::{Fault, Part, Sums};
+use super::world::CACHE;
+
+pub static BROKER_RESTARTED: Fault = Fault {
+    name: "broker_restarted",
+    about: "the broker is shut down and started, and then killed (kill -9) and started",
+    seconds: 15,
+    short_seconds: 6,
+    breaks: &[Part::Kafka],
+    sums: Sums::AtLeast,
+    isolated: false,
+    setup: |setup| setup.own_broker = true,
+    play: |world, time| {
+        let broker = world.broker.as_ref().expect("a broker of its own");
+        let until = Instant::now() + time;
+        broker.stop();
+        broker.start_again();
+        world.hold(until.saturating_duration_since(Instant::now()) / 2);
+        broker.kill();
+        broker.start_again();
+        world.hold(until.saturating_duration_since(Instant::now()));
+        Ok(())
+    },
+};
+
+pub static BROKER_STOPPED: Fault = Fault {
+    name: "broker_stopped",
+    about: "the broker is away; what is written meanwhile waits in the applications' producers",
+    seconds: 60,
+    short_seconds: 8,
+    play: |world, time| {
+        let broker = world.broker.as_ref().expect("a broker of its own");
+        broker.stop();
+        world.hold(time);
+        broker.start_again();
+        Ok(())
+    },
+    ..BROKER_RESTARTED
+};
+
+pub static REBALANCE_STORM: Fault = Fault {
+    name: "rebalance_storm",
+    about: "a second relay joins and leaves (by turns drained and killed) each two seconds",
+    seconds: 20,
+    short_seconds: 8,
+    breaks: &[Part::Members],
+    sums: Sums::Committed,
+    setup: |_| {},
+    play: |world, time| {
+        let until = Instant::now() + time;
+        let each = Duration::from_secs(2);
+        for round in 0.. {
+            let next = Instant::now() + each;
+            match round % 4 {
+                0 | 2 => world.second.start(),
+                1 => drop(world.second.terminate()),
+                _ => world.second.kill(),
+            }
+            if Instant::now() >= until {
+                break;
+            }
+            world.hold(next.saturating_duration_since(Instant::now()));
+        }
+        if !world.second.is_running() {
+            world.second.start();
+        }
+        Ok(())
+    },
+    ..BROKER_RESTARTED
+};
+
+pub static PARTITIONS_GROW: Fault = Fault {
+    name: "partitions_grow",
+    about: "the topic grows from 4 to 12 and to 24 partitions, with two relays",
+    seconds: 20,
+    short_seconds: 6,
+    breaks: &[Part::Kafka, Part::Members],
+    sums: Sums::Exact,
+    setup: |setup| setup.second_relay = true,
+    play: |world, time| {
+        let topic = &world.relay().cache(CACHE).topic;
+        for partitions in [12, 24] {
+            world.relay().kafka().add_partitions(topic, partitions);
+            world.hold(time / 2);
+        }
+        let ends = world.relay().kafka().end_offsets(topic);
+        match ends.iter().filter(|(_, end)| *end == 0).count() {
+            0 => Ok(()),
+            empty => Err(format!(
+                "{empty} of 24 partitions got no event: the writer didn't see them"
+            )),
+        }
+    },
+    ..BROKER_RESTARTED
+};
