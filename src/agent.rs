@@ -165,11 +165,21 @@ impl AgentShared {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a session and grants its window out of `agent.max_in_flight_bytes`; `None` when too little is left for one.
+    /// Opens a session and grants its window out of the peer's share of `agent.max_in_flight_bytes`; `None` when too
+    /// little is left for one.
     pub fn open_session(self: &Arc<Self>, peer: &str, remote: &str) -> Option<SessionGuard> {
         let agent = &self.config.agent;
         let mut sessions = self.sessions();
-        let left = (agent.max_in_flight_bytes as u64).saturating_sub(sessions.granted);
+        let all = agent.max_in_flight_bytes as u64;
+        // Each peer has its share, or the sessions of one could shut the others out.
+        let share = all / self.config.peers.len().max(1) as u64;
+        let its: u64 = sessions
+            .live
+            .values()
+            .filter(|live| live.peer == peer)
+            .map(|live| live.window)
+            .sum();
+        let left = share.saturating_sub(its).min(all.saturating_sub(sessions.granted));
         let window = (agent.session_window as u64).min(left);
         // A window smaller than this would make every batch wait for the one before it.
         if window < (self.config.batch.max_bytes as u64).min(agent.session_window as u64) {

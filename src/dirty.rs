@@ -76,6 +76,19 @@ pub enum Dirtied {
     },
 }
 
+/// A destination server that keys wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitingFor<'a> {
+    /// By the name the agent gave it.
+    pub server: &'a Arc<str>,
+    /// Keys that wait.
+    pub keys: usize,
+    /// Since when it has not answered.
+    pub since: Instant,
+    /// When the next probe goes; `None` while one is out.
+    pub next_probe: Option<Instant>,
+}
+
 /// The line an entry is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -184,6 +197,15 @@ impl<E: DirtyEvent> DirtySet<E> {
         self.find(cache, key).is_some()
     }
 
+    /// The key is not to be held, although this became of its item: if it was a probe, that is over.
+    pub fn forget_probe(&mut self, event: &E, reason: &Dirtied, now: Instant) {
+        let probed = self.probes.get(&(event.cache(), event.key().clone())).copied();
+        self.probe_returned(event, reason, now);
+        if let Some(number) = probed {
+            self.forget_if_idle(number);
+        }
+    }
+
     /// Lets a fresh event join its key if that is dirty: `Ok` with the older of the two, superseded; the other one waits
     /// as the key did.
     ///
@@ -287,6 +309,18 @@ impl<E: DirtyEvent> DirtySet<E> {
         }
     }
 
+    /// Moves at most `max` events for which `wanted` is true into `out`, whatever they wait for; they are not dirty any more.
+    /// Looks at every entry: for now and then.
+    pub fn take_where(&mut self, max: usize, wanted: impl FnMut(&E) -> bool, out: &mut Vec<E>) {
+        for id in self.slab.find(max, wanted) {
+            let left = self.slab.get(id).place;
+            out.push(self.remove(id));
+            if let Some(Place::Server(number)) = left {
+                self.forget_if_idle(number);
+            }
+        }
+    }
+
     /// How many keys are dirty.
     pub fn len(&self) -> usize {
         self.index.len()
@@ -297,12 +331,14 @@ impl<E: DirtyEvent> DirtySet<E> {
         self.index.is_empty()
     }
 
-    /// The destination servers that are waited for: name, keys that wait, and since when it has not answered.
-    pub fn waiting_for(&self) -> impl Iterator<Item = (&Arc<str>, usize, Instant)> {
-        self.servers
-            .iter()
-            .flatten()
-            .map(|waiting| (&waiting.server, waiting.line.len(), waiting.since))
+    /// The destination servers that are waited for.
+    pub fn waiting_for(&self) -> impl Iterator<Item = WaitingFor<'_>> {
+        self.servers.iter().flatten().map(|waiting| WaitingFor {
+            server: &waiting.server,
+            keys: waiting.line.len(),
+            since: waiting.since,
+            next_probe: waiting.probe.is_none().then_some(waiting.due),
+        })
     }
 
     /// How many keys wait for the source server.

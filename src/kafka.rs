@@ -33,6 +33,9 @@ pub enum KafkaError {
     /// The broker did not do what it was asked; worth a retry.
     #[error("kafka: {0}")]
     Broker(String),
+    /// A topic is not there (yet); worth a retry.
+    #[error("kafka: topic unknown: {0}")]
+    UnknownTopic(String),
     /// This consumer can never work again: another process runs under the same `node`, or the broker refused it for good.
     #[error("kafka consumer is fenced or refused for good: {0}")]
     Fatal(String),
@@ -41,7 +44,7 @@ pub enum KafkaError {
 impl KafkaError {
     /// Whether the same call may work later.
     pub fn may_be_retried(&self) -> bool {
-        matches!(self, KafkaError::Broker(_))
+        matches!(self, KafkaError::Broker(_) | KafkaError::UnknownTopic(_))
     }
 }
 
@@ -50,6 +53,9 @@ impl From<RdKafkaError> for KafkaError {
         match error {
             RdKafkaError::ClientConfig(..) | RdKafkaError::ClientCreation(_) => KafkaError::Settings(error.to_string()),
             RdKafkaError::MessageConsumptionFatal(_) => KafkaError::Fatal(error.to_string()),
+            RdKafkaError::MessageConsumption(
+                RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic,
+            ) => KafkaError::UnknownTopic(error.to_string()),
             other => KafkaError::Broker(other.to_string()),
         }
     }
@@ -155,6 +161,8 @@ impl SetIfAbsent for ClientConfig {
 /// librdkafka's callbacks for a flow's consumer.
 struct FlowContext {
     start_at: StartAt,
+    /// Topics that are read from their beginning, whatever `start_at` says: what was parked must come back.
+    retry_topics: Vec<String>,
     listener: Box<dyn RebalanceListener>,
     /// Partitions each topic had when the flow first saw it: a commit carries the number as metadata, so that a partition
     /// added later is told from one that was there when `start_at` was decided.
@@ -168,6 +176,12 @@ impl ClientContext for FlowContext {
         log_librdkafka(level, fac, message);
     }
     fn error(&self, error: RdKafkaError, reason: &str) {
+        // Retry topics are made a moment after the first start.
+        let unknown = error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition);
+        if unknown && self.retry_topics.iter().any(|topic| reason.contains(topic)) {
+            tracing::debug!(error = %error, reason, "kafka consumer");
+            return;
+        }
         tracing::warn!(error = %error, reason, "kafka consumer");
     }
 }
@@ -278,7 +292,8 @@ impl FlowContext {
                     Some(Offset::Offset(offset)) => offset,
                     _ => {
                         let (low, high) = consumer.fetch_watermarks(&topic, partition, ASK)?;
-                        let latest = self.start_at == StartAt::Latest && partition < born;
+                        let retry = self.retry_topics.contains(&topic);
+                        let latest = self.start_at == StartAt::Latest && partition < born && !retry;
                         let offset = if latest { high } else { low };
                         first.push((
                             TopicPartition {
@@ -356,13 +371,16 @@ const BORN: &str = "evrepl born=";
 /// The consumer of one flow, for its poll thread alone.
 pub struct FlowConsumer {
     consumer: BaseConsumer<FlowContext>,
+    /// The source topics, then the retry topics.
     topics: Vec<String>,
+    sources: usize,
     /// How long members of the group may take to commit their first positions: one that has died in between is replaced.
     claim_within: Duration,
 }
 
 impl FlowConsumer {
-    /// A consumer of `group`, a static member under the name `node`, of these topics. `listener` is called while polling.
+    /// A consumer of `group`, a static member under the name `node`, of these topics and of the retry topics, which need not
+    /// be there yet. `listener` is called while polling.
     ///
     /// # Errors
     /// [`KafkaError::Settings`] when librdkafka refuses a property.
@@ -371,6 +389,7 @@ impl FlowConsumer {
         group: &str,
         node: &str,
         topics: &[&str],
+        retry_topics: &[&str],
         prefetch_bytes: usize,
         listener: Box<dyn RebalanceListener>,
     ) -> Result<Self, KafkaError> {
@@ -394,17 +413,21 @@ impl FlowConsumer {
             .set_if_absent(kafka, "fetch.queue.backoff.ms", "10")
             .set_if_absent(kafka, "fetch.wait.max.ms", "100")
             .set_if_absent(kafka, "fetch.error.backoff.ms", "100");
+        let owned = |topics: &[&str]| topics.iter().map(|topic| (*topic).to_owned()).collect::<Vec<_>>();
         let context = FlowContext {
             start_at: kafka.start_at,
+            retry_topics: owned(retry_topics),
             listener,
             born: Default::default(),
             assigned: Default::default(),
         };
         let consumer: BaseConsumer<FlowContext> = config.create_with_context(context)?;
-        consumer.subscribe(topics)?;
+        let all = [topics, retry_topics].concat();
+        consumer.subscribe(&all)?;
         Ok(FlowConsumer {
             consumer,
-            topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            sources: topics.len(),
+            topics: owned(&all),
             claim_within: kafka.session_timeout + CLAIM_MARGIN,
         })
     }
@@ -459,19 +482,15 @@ impl FlowConsumer {
         }
     }
 
-    /// Whether a broker answers within `limit`, and knows a topic of the flow. Blocks for so long.
+    /// Whether a broker answers within `limit` per topic, and knows every source topic of the flow. Blocks for so long.
     pub fn answers(&self, limit: Duration) -> bool {
-        let Ok(topics) = self.consumer.subscription() else {
-            return false;
-        };
-        let known = |topic: &str| {
+        let known = |topic: &String| {
             let metadata = self.consumer.fetch_metadata(Some(topic), limit)?;
             KafkaResult::Ok(metadata.topics().iter().all(|topic| topic.error().is_none()))
         };
-        topics
-            .elements()
-            .first()
-            .is_some_and(|topic| matches!(known(topic.topic()), Ok(true)))
+        self.topics[..self.sources]
+            .iter()
+            .all(|topic| matches!(known(topic), Ok(true)))
     }
 
     /// Stops fetching a partition; what librdkafka had prefetched of it is thrown away and fetched again later.

@@ -5,7 +5,8 @@
 //! 3. [`actors::partition_consumer`] decodes them, keeps the newest event per key, gives each an account in its tracker
 //!    ([`offsets`]), takes [`permits`], and splits them by lane and server ([`hashing`]).
 //! 4. [`actors::cache_reader`] looks at the keys in [`memcached`] and stamps each look with the last tick heard. What could
-//!    not be looked at or was not acked waits there as a dirty key ([`dirty`], [`breaker`], [`backoff`]).
+//!    not be looked at or was not acked waits there as a dirty key ([`dirty`], [`breaker`], [`backoff`]), and is parked on the
+//!    retry topic when it waits too long ([`parking`]).
 //! 5. [`actors::batch_coalescer`] keeps the newest item per key ([`coalesce`]) and encodes a batch ([`wire`]).
 //! 6. [`actors::remote_link`] sends it over mutual TLS ([`tls`]) within the peer's window; when the session ends, all it had
 //!    becomes dirty keys.
@@ -39,6 +40,7 @@ pub mod look;
 pub mod memcached;
 pub mod offsets;
 pub mod outcome;
+pub mod parking;
 pub mod permits;
 pub mod poll_thread;
 pub mod region;

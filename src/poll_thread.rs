@@ -18,7 +18,8 @@ use crate::backoff::Backoff;
 use crate::event::TraceContext;
 use crate::handoff::MailboxGauge;
 use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
-use crate::relay::FlowView;
+use crate::parking::Parked;
+use crate::relay::{FlowView, wall_ms};
 
 /// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
 /// permits.
@@ -41,8 +42,12 @@ const REJOIN_MAX: Duration = Duration::from_secs(10);
 /// How long Kafka is asked, in the same rhythm, whether it is back: an idle topic sends nothing that would say so. Polling
 /// waits for it, which harms nobody while there is nothing to poll.
 const ASK_WITHIN: Duration = Duration::from_millis(200);
+/// How long Kafka may take to acknowledge what a revoked partition parks: the whole group waits for it.
+const PARK_WITHIN: Duration = Duration::from_secs(2);
 /// Records between two looks at whether the consumer behind the queue is idle.
 const LOOK_EVERY: usize = 64;
+/// A retry record is taken so much before its time: records parked together would else pause their partition one by one.
+const EARLY: Duration = Duration::from_millis(50);
 
 /// Where a record's key and value lie in its chunk, and what came with it.
 #[derive(Debug)]
@@ -54,18 +59,22 @@ pub struct RecordEntry {
     key: (u32, u32),
     value: (u32, u32),
     /// Only for records with headers.
-    pub extra: Option<Box<RecordExtra>>,
+    pub extra: Option<Arc<RecordExtra>>,
 }
 
 /// The headers of a record that has any.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RecordExtra {
     /// The writer's trace, from `traceparent`.
     pub trace: Option<TraceContext>,
     /// The peer of `evrepl-canary`.
     pub canary: Option<Box<str>>,
-    /// All headers, for the dead-letter topic.
+    /// All headers, for the dead-letter topic and for retry records.
     pub headers: Vec<(Box<str>, Box<[u8]>)>,
+    /// What a retry record says of itself.
+    pub parked: Option<Parked>,
+    /// The region that wrote, when it is neither this one nor a peer.
+    pub origin: Option<Box<str>>,
 }
 
 /// The events of one partition that were taken together: one buffer, and an entry per record.
@@ -74,6 +83,16 @@ pub struct Chunk {
     data: Bytes,
     /// In offset order.
     pub records: Vec<RecordEntry>,
+}
+
+impl RecordEntry {
+    /// When the event was produced: a retry record carries its event's own time, and its timestamp is that of the parking.
+    pub fn produced_at(&self) -> i64 {
+        let parked = self.extra.as_ref().and_then(|extra| extra.parked);
+        parked
+            .and_then(|parked| parked.produced_at_ms)
+            .unwrap_or(self.produced_at_ms)
+    }
 }
 
 impl Chunk {
@@ -94,12 +113,16 @@ impl Chunk {
 #[rtype(result = "()")]
 pub struct ChunkReady;
 
-/// The partition is being taken away, or the flow drains: finish what is in flight until `deadline`, give the rest back,
+/// The partition is being taken away, or the flow drains: finish what is in flight, park what is dirty, give the rest back,
 /// and reply with the watermark to commit.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct RevokePartition {
-    /// When to stop waiting.
+    /// When to park what is dirty then, if the peer is there.
+    pub park_at: Instant,
+    /// When to stop waiting for what is in flight.
+    pub finish_by: Instant,
+    /// When to stop waiting for what is being parked, too.
     pub deadline: Instant,
     /// Gets the watermark, `None` when nothing is to be committed, and how many events were unfinished.
     pub reply: mpsc::SyncSender<Revoked>,
@@ -248,6 +271,10 @@ pub struct PollSettings {
     pub revoke_timeout: Duration,
     /// Depth and high-water mark of the partition consumers' mailboxes.
     pub gauge: Arc<MailboxGauge>,
+    /// The topics that parked events come back from: their records may have to wait.
+    pub retry_topics: Vec<String>,
+    /// The longest that a retry record says to wait.
+    pub retry_wait_max: Duration,
     /// Where trouble with Kafka is noted.
     pub view: Arc<FlowView>,
     /// Gets assignments.
@@ -286,14 +313,23 @@ impl Rebalances {
         };
         self.changed.store(true, SeqCst);
         let drain = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
-        let deadline = drain.unwrap_or_else(|| Instant::now() + self.settings.revoke_timeout);
+        let park_at = Instant::now() + self.settings.revoke_timeout;
+        let (park_at, finish_by, deadline) = match drain {
+            Some(deadline) => (park_at.min(deadline), deadline, deadline),
+            None => (park_at, park_at, park_at + PARK_WITHIN),
+        };
         let mut waiting = Vec::new();
         for queue in revoked {
             let consumer = queue.revoke();
             // Without a consumer nothing of this assignment was consumed.
             if let Some(revoke) = consumer {
                 let (reply, answer) = mpsc::sync_channel(1);
-                revoke.do_send(RevokePartition { deadline, reply });
+                revoke.do_send(RevokePartition {
+                    park_at,
+                    finish_by,
+                    deadline,
+                    reply,
+                });
                 waiting.push((queue.at.clone(), answer));
             }
         }
@@ -460,8 +496,19 @@ fn wait_to_rejoin(inbox: &mpsc::Receiver<PollCommand>, wait: Duration) -> bool {
 /// A partition as the loop sees it.
 struct Lane {
     queue: Arc<PartitionQueue>,
+    /// It is a retry topic's.
+    retry: bool,
     data: Vec<u8>,
     records: Vec<RecordEntry>,
+    /// A retry record whose time has not come: it goes before everything that is fetched after it.
+    not_before: Option<(Instant, Waiting)>,
+}
+
+/// A record that was taken out of librdkafka before its time.
+struct Waiting {
+    entry: RecordEntry,
+    key: Vec<u8>,
+    value: Vec<u8>,
 }
 
 impl Lane {
@@ -483,14 +530,23 @@ impl Lane {
         true
     }
 
-    fn add(&mut self, record: &Record<'_>) {
+    fn put(&mut self, key: &[u8], value: &[u8], entry: RecordEntry) {
         let mut put = |bytes: &[u8]| {
             let at = self.data.len() as u32;
             self.data.extend_from_slice(bytes);
             (at, bytes.len() as u32)
         };
-        let (key, value) = (put(record.key()), put(record.value()));
-        let mut extra: Option<Box<RecordExtra>> = None;
+        let (key, value) = (put(key), put(value));
+        self.records.push(RecordEntry { key, value, ..entry });
+    }
+
+    /// Takes a record over. False when its time has not come: the partition is to be paused until then.
+    fn add(&mut self, record: &Record<'_>, wait_max: Duration) -> bool {
+        if let Some((_, waiting)) = self.not_before.take() {
+            // The pause came too late: rather early than overtaken or lost.
+            self.put(&waiting.key, &waiting.value, waiting.entry);
+        }
+        let mut extra: Option<RecordExtra> = None;
         record.for_each_header(|name, value| {
             let extra = extra.get_or_insert_default();
             match name {
@@ -500,14 +556,42 @@ impl Lane {
             }
             extra.headers.push((name.into(), value.into()));
         });
-        let (offset, produced_at_ms) = (record.offset(), record.timestamp_ms());
-        self.records.push(RecordEntry {
-            offset,
-            produced_at_ms,
-            key,
-            value,
-            extra,
-        });
+        if self.retry
+            && let Some(extra) = &mut extra
+        {
+            extra.parked = Some(Parked::read(&extra.headers));
+        }
+        let wait = extra
+            .as_ref()
+            .and_then(|extra| extra.parked?.wait(wall_ms()))
+            // Whatever a clock has done meanwhile: no longer than a retry may be told to wait.
+            .map(|wait| wait.min(wait_max))
+            .filter(|wait| *wait > EARLY);
+        let entry = RecordEntry {
+            offset: record.offset(),
+            produced_at_ms: record.timestamp_ms(),
+            key: (0, 0),
+            value: (0, 0),
+            extra: extra.map(Arc::new),
+        };
+        let Some(wait) = wait else {
+            self.put(record.key(), record.value(), entry);
+            return true;
+        };
+        let waiting = Waiting {
+            entry,
+            key: record.key().to_vec(),
+            value: record.value().to_vec(),
+        };
+        self.not_before = Some((Instant::now() + wait, waiting));
+        false
+    }
+
+    /// Takes in the record whose time has come.
+    fn ripen(&mut self, now: Instant) {
+        if let Some((_, waiting)) = self.not_before.take_if(|(due, _)| *due <= now) {
+            self.put(&waiting.key, &waiting.value, waiting.entry);
+        }
     }
 }
 
@@ -547,7 +631,8 @@ impl<'a> PollLoop<'a> {
                 return Ok(());
             }
             let collected = self.lanes.iter().any(|lane| !lane.records.is_empty());
-            let paused = self.lanes.iter().any(|lane| lane.queue.paused.load(Relaxed));
+            let for_room = |lane: &Lane| lane.not_before.is_none() && lane.queue.paused.load(Relaxed);
+            let paused = self.lanes.iter().any(for_room);
             let timeout = match (collected, paused) {
                 (_, true) => PAUSED_POLL,
                 (true, false) => Duration::ZERO,
@@ -570,8 +655,12 @@ impl<'a> PollLoop<'a> {
                         };
                         self.last = at;
                         let lane = &mut self.lanes[at];
-                        lane.add(&record);
+                        let now_or_later = lane.add(&record, self.rebalances.settings.retry_wait_max);
                         drop(record);
+                        if !now_or_later {
+                            Self::pause(&self.consumer, lane);
+                            continue;
+                        }
                         since_look += 1;
                         if lane.full(self.max_chunk) {
                             if !lane.flush() {
@@ -592,6 +681,8 @@ impl<'a> PollLoop<'a> {
                         break;
                     }
                     Polled::Trouble(error @ KafkaError::Fatal(_)) => return Err(error),
+                    // Retry topics are made a moment after the first start.
+                    Polled::Trouble(KafkaError::UnknownTopic(_)) if self.consumer.answers(ASK_WITHIN) => break,
                     Polled::Trouble(error) => {
                         let now = Instant::now();
                         // Once in a while: librdkafka repeats itself while a broker is away.
@@ -611,10 +702,14 @@ impl<'a> PollLoop<'a> {
     /// Flushes what fits and resumes partitions whose queue is half empty again: hysteresis, for a pause throws the
     /// prefetched records away.
     fn make_room(&mut self) {
+        let mut now = None;
         for lane in &mut self.lanes {
             let paused = lane.queue.paused.load(Relaxed);
+            if lane.not_before.is_some() {
+                lane.ripen(*now.get_or_insert_with(Instant::now));
+            }
             let flushed = lane.flush();
-            if paused && flushed {
+            if paused && flushed && lane.not_before.is_none() {
                 let length = lane.queue.lock().chunks.len();
                 if length <= lane.queue.capacity / 2 {
                     match self.consumer.resume(&lane.queue.at) {
@@ -666,14 +761,17 @@ impl<'a> PollLoop<'a> {
 
     /// Takes over what a rebalance changed. What was collected of a revoked partition was never consumed.
     fn follow(lanes: &mut Vec<Lane>, rebalances: &Rebalances) {
+        let retry = |queue: &PartitionQueue| rebalances.settings.retry_topics.contains(&queue.at.topic);
         let queues = rebalances.queues();
         lanes.retain(|lane| queues.get(&lane.queue.at).is_some_and(|q| Arc::ptr_eq(q, &lane.queue)));
         for queue in queues.values() {
             if !lanes.iter().any(|lane| lane.queue.at == queue.at) {
                 lanes.push(Lane {
+                    retry: retry(queue),
                     queue: queue.clone(),
                     data: Vec::new(),
                     records: Vec::new(),
+                    not_before: None,
                 });
             }
         }

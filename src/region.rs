@@ -82,6 +82,7 @@ impl Region {
                     server: w.server,
                     keys: w.keys as u64,
                     since_seconds: (now - w.since).as_secs_f64(),
+                    next: w.next.describe(now),
                 })
                 .collect(),
             looks_again: instruments.looks_again(),

@@ -1,7 +1,7 @@
 //! What the actors of one flow share: the event as it travels through a lane, the item it becomes, the accounts, the
 //! permits, and the way outcomes go back to the partitions they came from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -16,6 +16,7 @@ use crate::hashing::Ring;
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
+use crate::poll_thread::RecordExtra;
 use crate::suspects::Suspects;
 use crate::telemetry::{FlowInstruments, Instruments};
 use crate::wire::Expiry;
@@ -56,8 +57,21 @@ pub struct HeldEvent {
     pub missed: bool,
     /// The key may be a probe of a destination server: its reader wants to hear that it was answered.
     pub probe: bool,
+    /// The write only filled the cache from a database.
+    pub fill: bool,
+    /// How often it has been parked on the retry topic.
+    pub parked: u16,
+    /// Since when its key has been dirty, without an end in between.
+    pub dirty_since: Option<Instant>,
+    /// Headers, trace, and whatever else came with the record, when anything did.
+    pub extra: Option<Arc<RecordExtra>>,
+}
+
+impl HeldEvent {
     /// The writer's trace.
-    pub trace: Option<TraceContext>,
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.extra.as_ref().and_then(|extra| extra.trace)
+    }
 }
 
 /// An origin that is neither this region nor a peer.
@@ -267,6 +281,45 @@ pub struct WaitView {
     pub keys: usize,
     /// Since when.
     pub since: Instant,
+    /// What is done about it, and when.
+    pub next: Next,
+}
+
+/// What happens next for keys that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// One key asks the server then.
+    Probe(Instant),
+    /// A key has asked, and its answer is waited for.
+    ProbeOut,
+    /// A call that was made long ago is still waited for.
+    Answer,
+    /// They are looked at as soon as there are permits.
+    Look,
+    /// They are looked at when the link has a session again.
+    Session,
+}
+
+impl Next {
+    /// In words, as seen at `now`.
+    pub fn describe(self, now: Instant) -> String {
+        match self {
+            Next::Probe(at) => format!("probe in {:.1} s", at.saturating_duration_since(now).as_secs_f64()),
+            Next::ProbeOut => "probe under way".to_owned(),
+            Next::Answer => "a slow call is waited for".to_owned(),
+            Next::Look => "look again at once".to_owned(),
+            Next::Session => "look again when the peer is back".to_owned(),
+        }
+    }
+
+    /// What of two comes first.
+    fn sooner(self, other: Next) -> Next {
+        match (self, other) {
+            (Next::Probe(one), Next::Probe(another)) => Next::Probe(one.min(another)),
+            (Next::Probe(_), other) => other,
+            (one, _) => one,
+        }
+    }
 }
 
 /// What outlives a flow's rebuild and is read from other threads: its accounts and its observable state.
@@ -340,6 +393,12 @@ impl FlowView {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)[lane] = Some(view);
     }
 
+    /// Whether the peer is there: a lane has a session.
+    pub fn has_session(&self) -> bool {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.iter().flatten().any(|link| link.state == "open")
+    }
+
     /// The links, by lane.
     pub fn links(&self) -> Vec<Option<LinkView>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -362,6 +421,7 @@ impl FlowView {
                 Some(known) => {
                     known.keys += wait.keys;
                     known.since = known.since.min(wait.since);
+                    known.next = known.next.sooner(wait.next);
                 }
                 None => merged.push(wait.clone()),
             }
@@ -437,6 +497,12 @@ impl FlowShared {
         self.permits.give(permits);
     }
 
+    /// The partition consumers of the flow that still run.
+    pub fn live_consumers(&self) -> HashSet<u32> {
+        let consumers = self.consumers.read().unwrap_or_else(PoisonError::into_inner);
+        consumers.keys().copied().collect()
+    }
+
     /// Returns the bytes of an item that is no longer held.
     pub fn give_bytes(&self, bytes: usize) {
         self.bytes.give(bytes);
@@ -475,6 +541,16 @@ impl FlowShared {
     pub fn server_number(&self, cache: u16, key: &[u8]) -> usize {
         let cache = &self.caches[cache as usize];
         cache.first_server + cache.ring.server_of(key)
+    }
+
+    /// The cache whose events a topic carries, by its number, whether it is the source topic or the retry topic.
+    pub fn cache_of_topic(&self, topic: &str) -> Option<u16> {
+        let kafka = &self.config.kafka;
+        let region = &self.peer().region;
+        let carries =
+            |cache: &crate::config::Cache| cache.topic == topic || kafka.retry_topic_for(&cache.topic, region) == topic;
+        let cache = self.config.caches.iter().position(carries)?;
+        Some(cache as u16)
     }
 
     /// The peer this flow goes to.

@@ -252,9 +252,11 @@ impl Handler<ConnectionEnded> for AgentSession {
 }
 
 impl AgentSession {
-    /// Takes batches while the writers have room for what came before.
+    /// Takes batches while the writers have room for what came before. As many parts as the mailbox has frames may wait for
+    /// one server, so that a server that takes its time holds the others up late; one that takes too long is away.
     fn advance(&mut self, ctx: &mut Context<Self>) {
-        while self.outboxes.iter().all(|outbox| outbox.parts.is_empty()) {
+        let most = self.shared.config.mailbox.agent_session;
+        while self.outboxes.iter().all(|outbox| outbox.parts.len() < most) {
             // The slot goes back at the end of this turn: the batch's contents are in the outboxes.
             let Some((batch, _slot)) = self.inbox.pop_front() else {
                 return;

@@ -244,7 +244,7 @@ fn encodable(item: &HeldItem, cache: u16, now: Instant) -> ItemRef<'_> {
         looked_at: item.looked_at,
         age_us: now.saturating_duration_since(item.looked).as_micros() as u64,
         produced_at_ms: item.event.produced_at_ms.max(0) as u64,
-        trace: item.event.trace.map(|t| TraceContext {
+        trace: item.event.trace().map(|t| TraceContext {
             trace_id: t.trace_id,
             span_id: t.span_id,
             flags: t.flags,

@@ -4,15 +4,19 @@
 //! lane's coalescer. It looks only while there is a session, one pipelined read at a time; every look is stamped with the
 //! last tick heard before it was sent.
 //! It holds the dirty keys of its server with their backoff, and the server's circuit breaker; a failed look is a state.
-//! Bounded by: `mailbox.cache_reader`, the flow's permits and bytes, and `flow.max_dirty_keys`, beyond which no mailbox
-//! slot is given up: the dirty keys exceed it by what is in the mailbox and in flight at most.
+//! A dirty key beyond `flow.max_dirty_keys`, or one that has waited for longer than `flow.retry_budget` while the peer was
+//! there, is parked: its event goes to the retry topic ([`crate::parking`]). A peer that is away parks nothing.
+//! Bounded by: `mailbox.cache_reader`, the flow's permits and bytes, [`MAX_PARKING`], and `flow.max_dirty_keys`, beyond
+//! which, while nothing can be parked, no mailbox slot is given up: the dirty keys exceed it by what is in the mailbox and
+//! in flight at most.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
@@ -22,12 +26,14 @@ use crate::dirty::{Dirtied, DirtySet};
 use crate::event::Op;
 use crate::failpoint;
 use crate::handoff::{Carried, Handoff, Slot};
+use crate::kafka::{KafkaError, Produce, Producer};
 use crate::look::{MeanSize, expiry, remaining};
 use crate::memcached::{Connection, LookRequest, Looked, MemcachedError};
 use crate::outcome::Outcome;
+use crate::parking::RetryRecord;
 use crate::permits::Urgency;
 use crate::relay::{
-    FlowShared, HeldEvent, HeldItem, ITEM_OVERHEAD, LaneClock, Reports, Seen, Stage, WaitView, wall_ms,
+    FlowShared, HeldEvent, HeldItem, ITEM_OVERHEAD, LaneClock, Next, Reports, Seen, Stage, WaitView, wall_ms,
 };
 
 use super::batch_coalescer::TakeItems;
@@ -39,6 +45,18 @@ const SECOND_LOOK_AFTER: Duration = Duration::from_millis(25);
 const SECOND_LOOK_UNTIL_MS: i64 = 1_000;
 /// How often what keys wait for is published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
+/// Events of one reader that are being parked; more wait as dirty keys, and in Kafka.
+pub const MAX_PARKING: usize = 8192;
+/// Retry records that are produced at once: enough to fill Kafka's batches.
+const PARKED_AT_ONCE: usize = 1024;
+/// How long one retry record may wait for its acknowledgement before its event is kept instead.
+const PARK_WITHIN: Duration = Duration::from_secs(5);
+/// Pause after Kafka has refused a retry record.
+const PARK_PAUSE: Duration = Duration::from_secs(1);
+/// How often, at most and at least, it is asked which events have waited for too long.
+const OVERDUE_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// A call that has taken this part of `memcached.slow_after` keeps nobody waiting behind it, and is looked at so often.
+const STUCK_AFTER: u32 = 3;
 
 /// Events to look at, in order. Travels by hand-off.
 #[derive(Debug)]
@@ -62,6 +80,11 @@ pub struct SessionStarted;
 #[rtype(result = "()")]
 pub struct KeysAnswered(pub Vec<(u16, Bytes)>);
 
+/// The partition of this partition consumer is given back: what of it is dirty, or becomes so, is parked.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct ParkPartition(pub u32);
+
 /// What a cache reader is made of.
 pub struct CacheReaderParts {
     /// What the flow's actors share.
@@ -78,6 +101,8 @@ pub struct CacheReaderParts {
     pub clock: Arc<LaneClock>,
     /// Where its items go.
     pub coalescer: Handoff<TakeItems>,
+    /// Parks events.
+    pub producer: Producer,
 }
 
 /// A message that was taken in, with the slot it occupies until its last event is looked at.
@@ -99,8 +124,22 @@ pub struct CacheReader {
     missed: VecDeque<(Instant, HeldEvent)>,
     /// Permits for dirty keys are being waited for.
     acquiring: bool,
+    /// Dirty, and about to be parked.
+    to_park: Vec<HeldEvent>,
+    /// Events on their way to the retry topic.
+    parking: usize,
+    /// Kafka has refused a retry record: nothing is parked before.
+    refused_until: Option<Instant>,
+    /// Partition consumers whose events are parked.
+    leaving: HashSet<u32>,
+    /// The session that is open and since when: time without one counts towards no budget.
+    session: (u64, Option<Instant>),
     connection: Option<Connection>,
     reading: bool,
+    /// When the read at hand was begun.
+    look_began: Instant,
+    /// It takes so long that nothing waits behind it.
+    stuck: bool,
     sending: bool,
     outbox: Vec<HeldItem>,
     waits_for_bytes: bool,
@@ -125,8 +164,15 @@ impl CacheReader {
             ready: VecDeque::new(),
             missed: VecDeque::new(),
             acquiring: false,
+            to_park: Vec::new(),
+            parking: 0,
+            refused_until: None,
+            leaving: HashSet::new(),
+            session: (0, None),
             connection: None,
             reading: false,
+            look_began: Instant::now(),
+            stuck: false,
             sending: false,
             outbox: Vec::new(),
             waits_for_bytes: false,
@@ -146,6 +192,11 @@ impl Actor for CacheReader {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(PUBLISH_EVERY, |act, _| act.publish());
+        let config = &self.parts.shared.config;
+        let overdue = (config.flow.retry_budget / 4).clamp(OVERDUE_EVERY.0, OVERDUE_EVERY.1);
+        ctx.run_interval(overdue, |act, ctx| act.park_overdue(ctx));
+        let often = config.memcached.slow_limit() / STUCK_AFTER / 2;
+        ctx.run_interval(often.max(Duration::from_millis(1)), |act, ctx| act.check_look(ctx));
     }
 }
 
@@ -183,6 +234,19 @@ impl Handler<SessionStarted> for CacheReader {
     }
 }
 
+impl Handler<ParkPartition> for CacheReader {
+    type Result = ();
+
+    fn handle(&mut self, ParkPartition(consumer): ParkPartition, ctx: &mut Self::Context) {
+        self.leaving.insert(consumer);
+        if self.refused_until.is_none() {
+            let its = |event: &HeldEvent| event.ticket.consumer == consumer;
+            self.dirty.take_where(usize::MAX, its, &mut self.to_park);
+        }
+        self.advance(ctx);
+    }
+}
+
 impl Handler<KeysAnswered> for CacheReader {
     type Result = ();
 
@@ -200,13 +264,22 @@ impl CacheReader {
         let now = Instant::now();
         // Also without a session: the link turns them back into keys, which hold no bytes.
         self.send(ctx);
+        self.park(ctx);
         let (session, tick) = self.parts.clock.read();
+        if session != self.session.0 {
+            self.session = (session, (session != 0).then_some(now));
+        }
         if session == 0 {
             // Takes nothing: Kafka holds the rest.
             return;
         }
         if !self.full() {
             self.overflow.clear();
+        }
+        if self.stuck {
+            self.shelve(&Dirtied::SourceAway, now);
+            self.park(ctx);
+            return;
         }
         self.acquire(now, ctx);
         if !self.reading && self.outbox.is_empty() {
@@ -215,12 +288,119 @@ impl CacheReader {
                 _ => self.set_aside(session, tick, now, ctx),
             }
         }
+        self.park(ctx);
         self.set_timer(ctx);
     }
 
-    /// No new message is taken while there are this many dirty keys.
-    fn full(&self) -> bool {
+    /// There is room for no further dirty key.
+    fn crowded(&self) -> bool {
         self.dirty.len() >= self.parts.shared.config.flow.max_dirty_keys
+    }
+
+    /// No new message is taken while there are too many dirty keys and none can be parked.
+    fn full(&self) -> bool {
+        self.crowded() && !self.can_park()
+    }
+
+    /// Whether an event may go to the retry topic: the peer is there, Kafka takes records, and not too many are on their way.
+    fn can_park(&self) -> bool {
+        self.session.0 != 0
+            && self.parts.clock.read().0 == self.session.0
+            && self.refused_until.is_none()
+            && self.parking + self.to_park.len() < MAX_PARKING
+    }
+
+    /// Events that have waited for longer than the budget are parked. The time that a peer was away does not count: what it
+    /// left behind only needs to be looked at.
+    fn park_overdue(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        if self.refused_until.is_some_and(|until| until <= now) {
+            self.refused_until = None;
+        }
+        if !self.dirty.is_empty() || !self.leaving.is_empty() {
+            let live = self.parts.shared.live_consumers();
+            self.leaving.retain(|consumer| live.contains(consumer));
+            // An event of an assignment that is over was given back: whoever has the partition now reads it again.
+            let over = |event: &HeldEvent| !live.contains(&event.ticket.consumer);
+            self.dirty.take_where(usize::MAX, over, &mut Vec::new());
+        }
+        let Some(since) = self.session.1.filter(|_| self.can_park() && !self.dirty.is_empty()) else {
+            return;
+        };
+        let budget = self.parts.shared.config.flow.retry_budget;
+        let overdue = |event: &HeldEvent| now - event.dirty_since.map_or(since, |dirty| dirty.max(since)) >= budget;
+        let room = MAX_PARKING - self.parking - self.to_park.len();
+        self.dirty.take_where(room, overdue, &mut self.to_park);
+        self.advance(ctx);
+    }
+
+    /// Sends what is to be parked to the retry topic; what Kafka refuses is dirty again.
+    fn park(&mut self, ctx: &mut Context<Self>) {
+        if self.to_park.is_empty() {
+            return;
+        }
+        let events = std::mem::take(&mut self.to_park);
+        self.parking += events.len();
+        let (shared, producer) = (self.parts.shared.clone(), self.parts.producer.clone());
+        let park = async move {
+            let park = |event| park_one(event, &shared, &producer);
+            let all = futures_util::stream::iter(events)
+                .map(park)
+                .buffer_unordered(PARKED_AT_ONCE);
+            all.collect::<Vec<_>>().await
+        };
+        ctx.spawn(park.into_actor(self).map(|parked, act, ctx| act.parked(parked, ctx)));
+    }
+
+    fn parked(&mut self, parked: Vec<(HeldEvent, Result<(), KafkaError>)>, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        self.parking -= parked.len();
+        let mut reports = Reports::default();
+        let (mut refused, mut kept) = (None, 0);
+        for (event, result) in parked {
+            match result {
+                Ok(()) => reports.finished_dirty(event.ticket, Outcome::Parked),
+                Err(error) => {
+                    refused = Some(error);
+                    kept += 1;
+                    let why = self.waits_for_source();
+                    self.keep_dirty(event, why, now, &mut reports);
+                }
+            }
+        }
+        if let Some(error) = refused {
+            tracing::warn!(
+                flow = self.parts.shared.view.name,
+                server = self.parts.address,
+                events = kept,
+                %error,
+                "kafka does not take retry records, their events are kept and nothing is committed past them"
+            );
+            self.refused_until = Some(now + PARK_PAUSE);
+        }
+        self.parts.shared.report(&mut reports);
+        self.advance(ctx);
+    }
+
+    /// What a key of this server waits for when nothing else is known.
+    fn waits_for_source(&self) -> Dirtied {
+        match self.breaker.state(Instant::now()) {
+            BreakerState::Closed if !self.stuck => Dirtied::LookAgain,
+            _ => Dirtied::SourceAway,
+        }
+    }
+
+    /// A read that takes long keeps nothing waiting behind it: what else there is waits as dirty, without permits or slots.
+    fn check_look(&mut self, ctx: &mut Context<Self>) {
+        if !self.reading || self.stuck {
+            return;
+        }
+        let limit = self.parts.shared.config.memcached.slow_limit() / STUCK_AFTER;
+        if self.look_began.elapsed() >= limit {
+            self.stuck = true;
+            self.source_away_since.get_or_insert(self.look_began);
+            self.advance(ctx);
+        }
     }
 
     /// Turns everything at hand into dirty keys, so that it holds no permits that others could use. The slots of its
@@ -404,6 +584,7 @@ impl CacheReader {
     fn look(&mut self, events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
         failpoint::at_keys("cache_reader_event", events.iter().map(|event| &event.key));
         self.reading = true;
+        self.look_began = now;
         let reserved = events.len() * (self.mean.bytes() + ITEM_OVERHEAD);
         self.parts.shared.take_bytes(reserved);
         let requests: Vec<LookRequest> = events
@@ -437,6 +618,7 @@ impl CacheReader {
         };
         ctx.spawn(read.into_actor(self).map(move |(result, out), act, ctx| {
             act.reading = false;
+            act.stuck = false;
             act.parts.shared.give_bytes(reserved);
             match result {
                 Ok(connection) => {
@@ -451,7 +633,17 @@ impl CacheReader {
     }
 
     fn server_answered(&mut self) {
-        if self.breaker.record_success() {
+        let (now, took) = (Instant::now(), self.look_began.elapsed());
+        let limit = self.parts.shared.config.memcached.slow_limit();
+        if took >= limit {
+            self.server_failed(
+                now,
+                format!("answered only after {took:?}, memcached.slow_after is {limit:?}"),
+            );
+            if !matches!(self.breaker.state(now), BreakerState::Closed) {
+                return;
+            }
+        } else if self.breaker.record_success() {
             tracing::info!(
                 flow = self.parts.shared.view.name,
                 server = self.parts.address,
@@ -463,23 +655,28 @@ impl CacheReader {
         }
     }
 
-    fn look_failed(&mut self, events: Vec<HeldEvent>, error: String) {
-        let now = Instant::now();
+    fn server_failed(&mut self, now: Instant, error: String) {
         if self.breaker.record_failure(now, rand::random()) {
             tracing::warn!(
                 flow = self.parts.shared.view.name,
                 server = self.parts.address,
                 error,
-                "memcached does not answer, its keys wait"
+                "memcached does not answer as it should, its keys wait"
             );
         }
         self.last_error = Some(error);
-        let why = match self.breaker.state(now) {
-            BreakerState::Closed => Dirtied::LookAgain,
-            _ => Dirtied::SourceAway,
-        };
-        if why == Dirtied::SourceAway {
+        if !matches!(self.breaker.state(now), BreakerState::Closed) {
             self.source_away_since.get_or_insert(now);
+        }
+    }
+
+    fn look_failed(&mut self, events: Vec<HeldEvent>, error: String) {
+        let now = Instant::now();
+        self.server_failed(now, error);
+        let why = self.waits_for_source();
+        if why == Dirtied::LookAgain && self.source_away_since.take().is_some() {
+            // What was set aside behind this read goes on like its own keys.
+            self.dirty.source_back();
         }
         let mut reports = Reports::default();
         for event in events {
@@ -604,8 +801,22 @@ impl CacheReader {
         }));
     }
 
-    /// An event whose permit was given up waits as its key's one event.
+    /// An event whose permit was given up waits as its key's one event, or is parked: when there is no room for another key,
+    /// or nobody who could wait for it.
     fn hold_dirty(&mut self, mut event: HeldEvent, why: Dirtied, now: Instant, reports: &mut Reports) {
+        let leaves = !self.leaving.is_empty() && self.leaving.contains(&event.ticket.consumer);
+        if (leaves || (self.crowded() && !self.dirty.contains(event.cache, &event.key))) && self.can_park() {
+            event.key = Bytes::copy_from_slice(&event.key);
+            event.full = true;
+            self.dirty.forget_probe(&event, &why, now);
+            self.to_park.push(event);
+            return;
+        }
+        self.keep_dirty(event, why, now, reports);
+    }
+
+    fn keep_dirty(&mut self, mut event: HeldEvent, why: Dirtied, now: Instant, reports: &mut Reports) {
+        event.dirty_since.get_or_insert(now);
         // The key alone, or one waiting key would keep a whole chunk's buffer.
         event.key = Bytes::copy_from_slice(&event.key);
         (event.probe, event.missed, event.full) = (false, false, true);
@@ -627,6 +838,7 @@ impl CacheReader {
         event.key = Bytes::copy_from_slice(&event.key);
         event.op = merged(Op::Set, event.op);
         event.full = true;
+        event.dirty_since.get_or_insert(now);
         let held = self.dirty.held(event.cache, &event.key);
         let wins = held.is_none_or(|held| self.parts.shared.survives(&event, held));
         match self.dirty.join_judged(event, wins) {
@@ -676,24 +888,32 @@ impl CacheReader {
         self.published = self.dirty.len();
         let mut waits: Vec<WaitView> = Vec::new();
         let mut elsewhere = 0;
-        for (server, keys, since) in self.dirty.waiting_for() {
-            elsewhere += keys;
+        for waiting in self.dirty.waiting_for() {
+            elsewhere += waiting.keys;
             waits.push(WaitView {
-                server: server.to_string(),
-                keys,
-                since,
+                server: waiting.server.to_string(),
+                keys: waiting.keys,
+                since: waiting.since,
+                next: waiting.next_probe.map_or(Next::ProbeOut, Next::Probe),
             });
         }
         let rest = self.dirty.len().saturating_sub(elsewhere);
         if rest > 0 {
-            let (server, since) = match self.source_away_since {
-                Some(since) => (self.parts.address.clone(), since),
-                None => (self.parts.shared.peer().region.clone(), Instant::now()),
+            let peer = || (self.parts.shared.peer().region.clone(), Instant::now());
+            let ((server, since), next) = match self.source_away_since {
+                Some(since) => {
+                    let probe = self.breaker.probe_at().map_or(Next::ProbeOut, Next::Probe);
+                    let next = if self.stuck { Next::Answer } else { probe };
+                    ((self.parts.address.clone(), since), next)
+                }
+                None if self.parts.clock.read().0 == 0 => (peer(), Next::Session),
+                None => (peer(), Next::Look),
             };
             waits.push(WaitView {
                 server,
                 keys: rest,
                 since,
+                next,
             });
         }
         self.parts
@@ -701,4 +921,19 @@ impl CacheReader {
             .view
             .set_waits(self.parts.lane, self.parts.number, waits);
     }
+}
+
+/// Puts an event on its retry topic. Gives it back with what Kafka said.
+async fn park_one(event: HeldEvent, shared: &FlowShared, producer: &Producer) -> (HeldEvent, Result<(), KafkaError>) {
+    let record = RetryRecord::of(&event, &shared.config, shared.view.peer, wall_ms());
+    let headers: Vec<(&str, &[u8])> = record.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let record = Produce {
+        topic: &record.topic,
+        key: &event.key,
+        value: &record.value,
+        headers: &headers,
+        timestamp_ms: None,
+    };
+    let result = producer.send(&record, PARK_WITHIN).await.map(|_| ());
+    (event, result)
 }

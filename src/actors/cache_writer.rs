@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::agent::{AgentShared, ServerState};
 use crate::backoff::Backoff;
-use crate::breaker::{Breaker, BreakerState};
+use crate::breaker::{Allows, Breaker, BreakerState};
 use crate::handoff::{Carried, Slot};
 use crate::hashing;
 use crate::memcached::{Applied, Connection, MemcachedError, Write, WriteOp};
@@ -36,6 +36,10 @@ const MAX_BYTES: usize = 2 << 20;
 const STAMP_SLOTS_LOG2: u32 = 20;
 /// memcached takes a longer relative time as a Unix time.
 const MAX_RELATIVE_SECONDS: i64 = 2_592_000;
+/// A call that has taken this part of `memcached.slow_after` keeps nobody waiting behind it.
+const STUCK_AFTER: u32 = 3;
+/// Between two log lines about refused writes: a server that is out of memory refuses each.
+const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 
 /// The share of a batch that lives on this server. Travels by hand-off.
 pub struct ApplyItems {
@@ -87,8 +91,22 @@ struct Call {
     parts: Vec<Answering>,
     sent: Vec<Sent>,
     started: Instant,
-    /// It took longer than the limit; everything else is answered `later` meanwhile.
+    /// It takes so long that everything else is answered `later` meanwhile.
+    stuck: bool,
+    /// It has taken longer than `memcached.slow_after`, and that was said.
     slow: bool,
+}
+
+impl Call {
+    fn new(started: Instant) -> Call {
+        Call {
+            parts: Vec::new(),
+            sent: Vec::new(),
+            started,
+            stuck: false,
+            slow: false,
+        }
+    }
 }
 
 struct Answering {
@@ -120,6 +138,7 @@ pub struct CacheWriter {
     queue: VecDeque<(ApplyItems, Slot)>,
     link: Link,
     call: Option<Call>,
+    refusal_said: Option<Instant>,
 }
 
 impl CacheWriter {
@@ -133,6 +152,7 @@ impl CacheWriter {
             queue: VecDeque::new(),
             link: Link::None,
             call: None,
+            refusal_said: None,
             shared,
             tick,
             server,
@@ -146,11 +166,11 @@ impl Actor for CacheWriter {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.connect(ctx);
         // One timer for all calls: one each would leave thousands behind, polled at every turn.
-        let often = (self.shared.config.memcached.timeout / 4).max(Duration::from_millis(1));
-        ctx.run_interval(often, |act, ctx| {
-            act.check_call(ctx);
-            act.probe(ctx);
-        });
+        let least = Duration::from_millis(1);
+        let often = self.shared.config.memcached.slow_limit() / STUCK_AFTER / 2;
+        ctx.run_interval(often.max(least), |act, ctx| act.check_call(ctx));
+        let often = self.shared.config.memcached.timeout / 4;
+        ctx.run_interval(often.max(least), |act, ctx| act.probe(ctx));
     }
 }
 
@@ -169,7 +189,7 @@ impl CacheWriter {
     }
 
     fn away(&self) -> bool {
-        self.call.as_ref().is_some_and(|call| call.slow)
+        self.call.as_ref().is_some_and(|call| call.stuck)
             || !matches!(self.breaker.state(Instant::now()), BreakerState::Closed)
     }
 
@@ -202,16 +222,11 @@ impl CacheWriter {
     }
 
     /// Asks a server that nothing is written to for a sign of life: without that, a dead one would pass for one that answers
-    /// until the next write.
+    /// until the next write, and one that was slow for ever for slow.
     fn probe(&mut self, ctx: &mut Context<Self>) {
-        if self.queue.is_empty() && matches!(self.link, Link::Ready(_)) {
-            let call = Call {
-                parts: Vec::new(),
-                sent: Vec::new(),
-                started: Instant::now(),
-                slow: false,
-            };
-            self.call(call, Vec::new(), ctx);
+        let now = Instant::now();
+        if self.queue.is_empty() && matches!(self.link, Link::Ready(_)) && self.breaker.allows(now) != Allows::No {
+            self.call(Call::new(now), Vec::new(), ctx);
         }
     }
 
@@ -227,36 +242,42 @@ impl CacheWriter {
         );
     }
 
-    /// A call that takes too long opens the breaker, so that nobody waits behind it; the call itself is kept.
+    /// Nobody waits behind a call that takes long; the call itself is kept, however long it takes.
     fn check_call(&mut self, ctx: &mut Context<Self>) {
-        let limit = self.shared.config.memcached.timeout;
-        let Some(call) = self
-            .call
-            .as_mut()
-            .filter(|call| !call.slow && call.started.elapsed() >= limit)
-        else {
-            return;
-        };
-        call.slow = true;
-        tracing::warn!(
-            server = self.address(),
-            ?limit,
-            "memcached does not answer, the call is kept"
-        );
-        self.show();
-        self.advance(ctx);
+        let limit = self.shared.config.memcached.slow_limit();
+        let Some(call) = &mut self.call else { return };
+        let took = call.started.elapsed();
+        if !call.stuck && took >= limit / STUCK_AFTER {
+            call.stuck = true;
+            self.show();
+            self.advance(ctx);
+        } else if !call.slow && took >= limit {
+            call.slow = true;
+            tracing::warn!(
+                server = self.address(),
+                slow_after = ?limit,
+                "memcached does not answer, the call is kept"
+            );
+        }
+    }
+
+    /// The server answered, after this time: whether that is a sign of health.
+    fn answered(&mut self, took: Duration, now: Instant) -> bool {
+        let limit = self.shared.config.memcached.slow_limit();
+        if took < limit {
+            return self.breaker.record_success();
+        }
+        if self.breaker.record_failure(now, rand::random()) {
+            tracing::warn!(server = self.address(), ?took, slow_after = ?limit, "memcached is slow, its items are told to wait");
+        }
+        false
     }
 
     /// Takes parts off the queue, oldest first, and lets each item pass the stamps.
     fn collect(&mut self) -> (Call, Vec<Write>) {
         let now = Instant::now();
         let wall = wall_ms();
-        let mut call = Call {
-            parts: Vec::new(),
-            sent: Vec::new(),
-            started: now,
-            slow: false,
-        };
+        let mut call = Call::new(now);
         let mut writes = Vec::new();
         let mut bytes = 0;
         while writes.len() < MAX_ITEMS && bytes < MAX_BYTES {
@@ -316,7 +337,7 @@ impl CacheWriter {
         match done {
             Ok((connection, results)) => {
                 self.link = Link::Ready(connection);
-                if self.breaker.record_success() || call.slow {
+                if self.answered(now.saturating_duration_since(call.started), now) {
                     tracing::info!(server = self.address(), "memcached answers again");
                 }
                 let mut refusal = None;
@@ -333,7 +354,10 @@ impl CacheWriter {
                     };
                     call.parts[sent.part].results.push((sent.index, status));
                 }
-                if let Some(reason) = refusal {
+                if let Some(reason) = refusal
+                    && self.refusal_said.is_none_or(|said| now - said >= REFUSALS_EVERY)
+                {
+                    self.refusal_said = Some(now);
                     tracing::warn!(server = self.address(), reason, "memcached refused a write");
                 }
             }
@@ -412,6 +436,7 @@ impl CacheWriter {
         let settle = self.shared.config.agent.settle;
         let connect = async move {
             let mut connection = Connection::connect(&address, settings.connect_timeout).await?;
+            let asked = Instant::now();
             match tokio::time::timeout(settings.timeout, connection.noop()).await {
                 Ok(answer) => answer?,
                 Err(_) => {
@@ -421,17 +446,18 @@ impl CacheWriter {
                     });
                 }
             }
+            let took = asked.elapsed();
             tokio::time::sleep(settle).await;
-            Ok(Box::new(connection))
+            Ok((Box::new(connection), took))
         };
         ctx.spawn(connect.into_actor(self).map(|result, act, ctx| {
             let now = Instant::now();
             match result {
-                Ok(connection) => {
-                    if act.breaker.record_success() {
+                Ok((connection, took)) => {
+                    act.link = Link::Ready(connection);
+                    if act.answered(took, now) {
                         tracing::info!(server = act.address(), "memcached answers again");
                     }
-                    act.link = Link::Ready(connection);
                 }
                 Err(error) => {
                     act.link = Link::None;

@@ -26,7 +26,7 @@ use crate::tls::TlsMaterial;
 
 use super::batch_coalescer::BatchCoalescer;
 use super::cache_reader::{CacheReader, CacheReaderParts};
-use super::partition_consumer::{PartitionConsumer, PartitionConsumerParts, PartitionEnded, Readers};
+use super::partition_consumer::{Parkers, PartitionConsumer, PartitionConsumerParts, PartitionEnded, Readers};
 use super::remote_link::{MeetReaders, RemoteLink, RemoteLinkParts};
 
 /// How often the children are counted.
@@ -74,7 +74,7 @@ pub struct FlowParts {
     pub view: Arc<FlowView>,
     /// Our certificate and the CA.
     pub tls: Arc<TlsMaterial>,
-    /// Writes dead letters.
+    /// Writes dead letters and parks events.
     pub producer: Producer,
     /// Depths of the mailboxes, by kind of actor.
     pub mailboxes: Arc<Mailboxes>,
@@ -120,6 +120,7 @@ pub struct FlowSupervisor {
     shared: Arc<FlowShared>,
     lanes: Vec<Lane>,
     readers: Readers,
+    parkers: Parkers,
     poll: Option<PollThread>,
     commands: Option<mpsc::Sender<PollCommand>>,
     consumers: HashMap<u32, Addr<PartitionConsumer>>,
@@ -161,6 +162,7 @@ impl FlowSupervisor {
             shared,
             lanes: Vec::new(),
             readers: Arc::default(),
+            parkers: Arc::default(),
             poll: None,
             commands: None,
             consumers: HashMap::new(),
@@ -182,6 +184,8 @@ impl FlowSupervisor {
             lane.readers.iter().map(of).collect()
         };
         self.readers = Arc::new(self.lanes.iter().map(handoffs).collect());
+        let all = self.lanes.iter().flat_map(|lane| &lane.readers);
+        self.parkers = Arc::new(all.map(|reader| reader.clone().recipient()).collect());
         let poll = self.start_poll_thread(ctx)?;
         self.commands = Some(poll.commands());
         self.poll = Some(poll);
@@ -229,6 +233,7 @@ impl FlowSupervisor {
                     address: server.address.clone(),
                     clock: clock.clone(),
                     coalescer: to_coalescer.clone(),
+                    producer: self.parts.producer.clone(),
                 };
                 readers.push(CacheReader::start_in_arbiter(&handle, move |_| CacheReader::new(parts)));
             }
@@ -245,7 +250,13 @@ impl FlowSupervisor {
     fn start_poll_thread(&self, ctx: &mut Context<Self>) -> std::io::Result<PollThread> {
         let config = self.shared.config.clone();
         let peer = self.shared.peer().clone();
+        let sent = config.caches.iter().filter(|cache| peer.caches.contains(&cache.name));
+        let topics: Vec<String> = sent.map(|cache| cache.topic.clone()).collect();
+        let retry = |topic: &String| config.kafka.retry_topic_for(topic, &peer.region);
+        let retry_topics: Vec<String> = topics.iter().map(retry).collect();
         let settings = PollSettings {
+            retry_topics: retry_topics.clone(),
+            retry_wait_max: config.flow.retry_backoff_max,
             queue_chunks: config.mailbox.partition_consumer,
             queue_events: config.flow.max_in_flight_events,
             revoke_timeout: config.flow.revoke_timeout,
@@ -256,11 +267,19 @@ impl FlowSupervisor {
         };
         let group = config.kafka.group_for(&config.region, &peer.region);
         PollThread::start(&self.shared.view.name, settings, move |listener| {
-            let topics = config.caches.iter().filter(|cache| peer.caches.contains(&cache.name));
-            let topics: Vec<&str> = topics.map(|cache| cache.topic.as_str()).collect();
+            let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+            let retry_topics: Vec<&str> = retry_topics.iter().map(String::as_str).collect();
             // Room for a second of events at the highest rates, small beside the values in flight.
             let prefetch = config.flow.max_in_flight_bytes / 4;
-            FlowConsumer::new(&config.kafka, &group, &config.node, &topics, prefetch, listener)
+            FlowConsumer::new(
+                &config.kafka,
+                &group,
+                &config.node,
+                &topics,
+                &retry_topics,
+                prefetch,
+                listener,
+            )
         })
     }
 
@@ -370,13 +389,7 @@ impl Handler<PartitionsAssigned> for FlowSupervisor {
     fn handle(&mut self, PartitionsAssigned(queues): PartitionsAssigned, ctx: &mut Self::Context) {
         let Some(commands) = self.commands.clone() else { return };
         for queue in queues {
-            let Some(cache) = self
-                .shared
-                .config
-                .caches
-                .iter()
-                .position(|cache| cache.topic == queue.at.topic)
-            else {
+            let Some(cache) = self.shared.cache_of_topic(&queue.at.topic) else {
                 continue;
             };
             let id = self.parts.consumer_ids.fetch_add(1, Relaxed);
@@ -384,8 +397,9 @@ impl Handler<PartitionsAssigned> for FlowSupervisor {
                 id,
                 shared: self.shared.clone(),
                 queue,
-                cache: cache as u16,
+                cache,
                 readers: self.readers.clone(),
+                parkers: self.parkers.clone(),
                 commands: commands.clone(),
                 producer: self.parts.producer.clone(),
                 ended: ctx.address().recipient(),

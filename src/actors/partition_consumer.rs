@@ -24,15 +24,18 @@ use crate::hashing;
 use crate::hlc;
 use crate::kafka::{Produce, Producer};
 use crate::memcached;
-use crate::offsets::{Accounts, Hold, Seq, Tracker};
+use crate::offsets::{Hold, Seq, Tracker};
 use crate::outcome::Outcome;
+use crate::parking::KEPT_HEADER_BYTES;
 use crate::permits::Urgency;
-use crate::poll_thread::{Chunk, ChunkReady, PartitionQueue, PollCommand, RecordEntry, RevokePartition, Revoked};
+use crate::poll_thread::{
+    Chunk, ChunkReady, PartitionQueue, PollCommand, RecordEntry, RecordExtra, RevokePartition, Revoked,
+};
 use crate::relay::{
     EventsReported, Fate, FlowShared, HeldEvent, ORIGIN_OTHER, PartitionReport, Stage, Ticket, wall_ms,
 };
 
-use super::cache_reader::LookAt;
+use super::cache_reader::{LookAt, ParkPartition};
 
 mod careful;
 
@@ -55,6 +58,9 @@ pub struct PartitionEnded(pub u32);
 /// Every cache reader of a flow: by lane, then by server number.
 pub type Readers = Arc<Vec<Vec<Handoff<LookAt>>>>;
 
+/// Every cache reader of a flow, for facts.
+pub type Parkers = Arc<Vec<Recipient<ParkPartition>>>;
+
 /// What a partition consumer is made of.
 pub struct PartitionConsumerParts {
     /// Its number in the flow, never used twice.
@@ -67,6 +73,8 @@ pub struct PartitionConsumerParts {
     pub cache: u16,
     /// Where its events go.
     pub readers: Readers,
+    /// The same readers, to be told to park.
+    pub parkers: Parkers,
     /// Where its watermarks go.
     pub commands: mpsc::Sender<PollCommand>,
     /// Writes its dead letters.
@@ -172,13 +180,15 @@ impl Handler<RevokePartition> for PartitionConsumer {
             ctx.cancel_future(waiting);
             self.working = false;
         }
-        let patience = revoke.deadline.saturating_duration_since(Instant::now());
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        ctx.run_later(left(revoke.park_at), |act, ctx| act.park_rest(ctx));
+        ctx.run_later(left(revoke.finish_by), |act, ctx| act.end_if_done(ctx));
+        ctx.run_later(left(revoke.deadline), |act, ctx| act.end(ctx));
         self.revoke = Some(revoke);
         if self.parts.shared.going_down.load(SeqCst) {
             self.end(ctx);
             return;
         }
-        ctx.run_later(patience, |act, ctx| act.end(ctx));
         self.end_if_done(ctx);
     }
 }
@@ -252,7 +262,7 @@ impl PartitionConsumer {
         }
         self.newest.clear();
         if let Some(newest) = chunk.records.last() {
-            self.parts.shared.lag(Stage::Consumed, newest.produced_at_ms);
+            self.parts.shared.lag(Stage::Consumed, newest.produced_at());
         }
         self.bury(poisoned, ctx);
         events
@@ -272,6 +282,7 @@ impl PartitionConsumer {
             return Err(problem);
         }
         let event = event::decode_ref(chunk.value(record)).map_err(|error| error.reason())?;
+        let mut extra = record.extra.as_ref().map(kept);
         let origin = match event.origin() {
             None => 0,
             Some(origin) if origin == shared.config.region => 0,
@@ -279,9 +290,14 @@ impl PartitionConsumer {
                 // It came from there: sending it back would be an echo.
                 Some(peer) if peer == shared.view.peer => return Ok(None),
                 Some(peer) => peer as u16 + 1,
-                None => ORIGIN_OTHER,
+                None => {
+                    let extra = extra.get_or_insert_default();
+                    Arc::make_mut(extra).origin = Some(origin.into());
+                    ORIGIN_OTHER
+                }
             },
         };
+        let produced_at_ms = record.produced_at();
         if event.fill && shared.config.caches[self.parts.cache as usize].on_set == OnSet::Invalidate {
             return Ok(None);
         }
@@ -292,9 +308,9 @@ impl PartitionConsumer {
             ttl: event.ttl,
             ver: event
                 .ver
-                .unwrap_or_else(|| hlc::from_millis(record.produced_at_ms.max(0) as u64)),
+                .unwrap_or_else(|| hlc::from_millis(produced_at_ms.max(0) as u64)),
             origin,
-            produced_at_ms: record.produced_at_ms,
+            produced_at_ms,
             ticket: Ticket {
                 consumer: self.parts.id,
                 seq,
@@ -303,7 +319,13 @@ impl PartitionConsumer {
             full: false,
             missed: false,
             probe: false,
-            trace: record.extra.as_ref().and_then(|extra| extra.trace),
+            fill: event.fill,
+            parked: extra
+                .as_ref()
+                .and_then(|extra| extra.parked)
+                .map_or(0, |parked| parked.attempt),
+            dirty_since: None,
+            extra,
         }))
     }
 
@@ -383,7 +405,9 @@ impl PartitionConsumer {
         let shared = self.parts.shared.clone();
         let producer = self.parts.producer.clone();
         let at = &self.parts.queue.at;
-        let topic = shared.config.kafka.dead_letter_topic_for(&at.topic);
+        // A retry record's too: it is an event of that topic.
+        let source = &shared.config.caches[self.parts.cache as usize].topic;
+        let topic = shared.config.kafka.dead_letter_topic_for(source);
         tracing::warn!(
             flow = shared.view.name,
             topic = at.topic,
@@ -440,18 +464,27 @@ impl PartitionConsumer {
         self.parts.shared.view.accounts.report(self.parts.id, report);
     }
 
-    fn end_if_done(&mut self, ctx: &mut Context<Self>) {
-        if self.revoke.is_some() && held(&self.tracker.accounts()) == 0 {
-            self.end(ctx);
-        } else if self.revoke.is_some() && !self.working && self.only_waiting() {
-            // What waits was never given to anyone.
-            self.end(ctx);
+    /// What is dirty now, or becomes dirty later, goes to the retry topic: whoever reads that next need not wait for it.
+    /// With the peer away nothing is parked, for then everything would be.
+    fn park_rest(&mut self, ctx: &mut Context<Self>) {
+        if self.revoke.is_some() && self.parts.shared.view.has_session() {
+            for reader in self.parts.parkers.iter() {
+                reader.do_send(ParkPartition(self.parts.id));
+            }
         }
+        self.end_if_done(ctx);
     }
 
-    fn only_waiting(&self) -> bool {
-        let accounts = self.tracker.accounts();
-        accounts.in_flight == 0 && accounts.dirty == 0 && self.dead_letters == 0
+    fn end_if_done(&mut self, ctx: &mut Context<Self>) {
+        let Some(revoke) = &self.revoke else { return };
+        let held = self.tracker.accounts();
+        // What waits was never given to anyone.
+        let only_waiting = !self.working && held.in_flight + held.dirty + self.dead_letters as u64 == 0;
+        // Dirty keys are being parked, if there is anyone to do it.
+        let in_time = Instant::now() < revoke.finish_by || (held.dirty > 0 && self.parts.shared.view.has_session());
+        if held.in_flight_total() == 0 || only_waiting || !in_time {
+            self.end(ctx);
+        }
     }
 
     fn end(&mut self, ctx: &mut Context<Self>) {
@@ -483,8 +516,17 @@ impl PartitionConsumer {
     }
 }
 
-fn held(accounts: &Accounts) -> u64 {
-    accounts.in_flight_total()
+/// What an event keeps of what came with its record: all, unless its headers are so large that they could not be kept while
+/// it waits.
+fn kept(extra: &Arc<RecordExtra>) -> Arc<RecordExtra> {
+    let bytes: usize = extra.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes <= KEPT_HEADER_BYTES {
+        return extra.clone();
+    }
+    let mut less = RecordExtra::clone(extra);
+    less.headers
+        .retain(|(name, value)| matches!(&**name, "traceparent" | "tracestate") && value.len() < KEPT_HEADER_BYTES / 2);
+    Arc::new(less)
 }
 
 /// Two events of one key as one: a touch only if both are touches, else a full look; the newer one's operation otherwise.
@@ -518,7 +560,7 @@ impl DeadLetter {
                 .as_ref()
                 .map(|extra| extra.headers.clone())
                 .unwrap_or_default(),
-            produced_at_ms: record.produced_at_ms,
+            produced_at_ms: record.produced_at(),
         }
     }
 

@@ -110,6 +110,8 @@ pub struct WaitingFor {
     pub keys: u64,
     /// Seconds since the first of them waits.
     pub since_seconds: f64,
+    /// What is done about it, and when.
+    pub next: String,
 }
 
 /// The receiving half.

@@ -83,6 +83,7 @@ fn one_flow() -> Status {
                 server: "10.0.0.5:11211".to_owned(),
                 keys: 3,
                 since_seconds: 1.5,
+                next: "probe under way".to_owned(),
             }],
             ..FlowStatus::default()
         }],

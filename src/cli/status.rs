@@ -175,7 +175,10 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
         let since = seconds(waiting.since_seconds);
         rows.push(row(
             "waiting",
-            format!("{} keys for {}, since {since}", waiting.keys, waiting.server),
+            format!(
+                "{} keys for {}, since {since}: {}",
+                waiting.keys, waiting.server, waiting.next
+            ),
         ));
     }
     let looks_again = listed(flow.looks_again.iter().map(|(reason, count)| (reason.as_str(), *count)));
@@ -290,6 +293,7 @@ mod tests {
                     server: "10.0.0.5:11211".to_owned(),
                     keys: 3,
                     since_seconds: 0.25,
+                    next: "probe in 0.5 s".to_owned(),
                 }],
                 ..FlowStatus::default()
             }],
@@ -354,7 +358,7 @@ flow us-east-1->eu-west-1: waiting_for_peer
   offset lag  9 events
   lag         consumed 0.010 s, acked 0.250 s
   link 0      dialling since 1m 1s, 4 failed attempts: connection refused
-  waiting     3 keys for 10.0.0.5:11211, since 250ms
+  waiting     3 keys for 10.0.0.5:11211, since 250ms: probe in 0.5 s
 
 agent: listening
   applied    7

@@ -247,9 +247,18 @@ section! {
         pub max_in_flight_events: usize as Count<4> = 65536,
         /// Bytes of values in flight. Default: `"64MiB"`.
         pub max_in_flight_bytes: usize as Size = 64 * MIB,
-        /// Dirty keys that wait for one memcached server; the events of more are parked. Default: `100000`.
+        /// Dirty keys of one memcached server here, in one lane; the events of more are parked. Default: `100000`.
         pub max_dirty_keys: usize as Count<1> = 100_000,
-        /// How long a revoked partition waits for what is in flight before it lets go. Default: `"1s"`.
+        /// How long a dirty key of a peer that is there may wait before its event is parked on the retry topic, so that
+        /// offsets can be committed behind it. Default: `"30s"`.
+        pub retry_budget: Duration as Time<0> = seconds(30),
+        /// How long a parked event stays on the retry topic; it doubles each time the event is parked again.
+        /// Default: `"1s"`.
+        pub retry_backoff_initial: Duration as Time = seconds(1),
+        /// The longest that a parked event stays on the retry topic. Default: `"1m"`.
+        pub retry_backoff_max: Duration as Time = seconds(60),
+        /// How long a revoked partition waits for what is in flight before it parks what is dirty and lets go.
+        /// Default: `"1s"`.
         pub revoke_timeout: Duration as Time<0> = seconds(1),
     }
 }
@@ -305,6 +314,9 @@ section! {
         pub connect_timeout: Duration as Time = seconds(1),
         /// For all replies to one pipelined batch. Default: `"1s"`.
         pub timeout: Duration as Time = seconds(1),
+        /// A call that takes longer counts as a failure for the circuit breaker, answered or not; after a third of it nothing
+        /// else waits behind the call. Default: `"300ms"`.
+        pub slow_after: Duration as Time = ms(300),
         /// Keys in one pipelined read. Default: `256`.
         pub max_read_keys: usize as Count<1> = 256,
         /// Failures in a row that open a server's circuit breaker. Default: `3`.
@@ -353,6 +365,13 @@ section! {
         /// How long what is in flight may take to finish; what does not is replayed (exit code 75). Default: `"25s"`,
         /// less than the 30 s that Kubernetes gives.
         pub grace_period: Duration as Time<0> = seconds(25),
+    }
+}
+
+impl Memcached {
+    /// A call that takes so long is a failure.
+    pub fn slow_limit(&self) -> Duration {
+        self.slow_after.min(self.timeout)
     }
 }
 

@@ -223,6 +223,7 @@ impl Rules<'_> {
             agent,
             link,
             memcached,
+            flow,
             ..
         } = self.config;
         let session = ("kafka.session_timeout", kafka.session_timeout);
@@ -248,6 +249,12 @@ impl Rules<'_> {
             (
                 ("link.backoff_initial", link.backoff_initial),
                 ("link.backoff_max", link.backoff_max),
+                false,
+                growing,
+            ),
+            (
+                ("flow.retry_backoff_initial", flow.retry_backoff_initial),
+                ("flow.retry_backoff_max", flow.retry_backoff_max),
                 false,
                 growing,
             ),

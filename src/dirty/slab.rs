@@ -77,6 +77,14 @@ impl<E> Slab<E> {
             .event
     }
 
+    /// The numbers of all entries for which this is true, at most `max`.
+    pub(super) fn find(&self, max: usize, mut wanted: impl FnMut(&E) -> bool) -> Vec<u32> {
+        let entries = self.entries.iter().enumerate();
+        let found =
+            entries.filter_map(|(id, entry)| entry.as_ref().filter(|entry| wanted(&entry.event)).map(|_| id as u32));
+        found.take(max).collect()
+    }
+
     pub(super) fn into_events(self) -> impl Iterator<Item = E> {
         self.entries.into_iter().flatten().map(|entry| entry.event)
     }

@@ -164,7 +164,7 @@ fn one_key_probes_a_dead_destination_server_and_the_others_wait() {
     }
     let waiting: Vec<_> = set
         .waiting_for()
-        .map(|(server, keys, _)| (server.to_string(), keys))
+        .map(|waiting| (waiting.server.to_string(), waiting.keys))
         .collect();
     assert_eq!(waiting, [("m1".to_owned(), 10)]);
 }
@@ -244,6 +244,8 @@ enum Step {
     SourceBack,
     ServerAnswered(u8),
     KeyAnswered(u8),
+    /// What has an offset that this divides is parked, so many at most.
+    Park(u64, usize),
     Drain,
 }
 
@@ -258,6 +260,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::SourceBack),
         3 => (0u8..4).prop_map(Step::ServerAnswered),
         5 => (0u8..12).prop_map(Step::KeyAnswered),
+        3 => (2u64..5, 0usize..6).prop_map(|(part, max)| Step::Park(part, max)),
         1 => Just(Step::Drain),
     ]
 }
@@ -473,6 +476,19 @@ proptest! {
                     let server = probed.next().map(|(name, _)| name.clone());
                     prop_assert_eq!(set.key_answered(1, &key), server.map_or(0, |name| naive.answered(&name)));
                 }
+                Step::Park(part, max) => {
+                    let parked = |event: &Event| event.offset.is_multiple_of(part);
+                    let mut out = Vec::new();
+                    set.take_where(max, parked, &mut out);
+                    let wanted = naive.keys.iter().filter(|(event, _)| parked(event)).count();
+                    prop_assert_eq!(out.len(), wanted.min(max));
+                    for event in out {
+                        prop_assert!(parked(&event));
+                        let at = naive.position(&event.key).unwrap();
+                        prop_assert_eq!(naive.keys.remove(at).0, event);
+                    }
+                    naive.tidy();
+                }
                 Step::Drain => {
                     let (mut all, mut want) = (set.drain_all(), naive.keys.drain(..).map(|(event, _)| event).collect::<Vec<_>>());
                     all.sort_by_key(|event| event.key.clone());
@@ -485,7 +501,7 @@ proptest! {
             prop_assert_eq!((set.len(), set.is_empty()), (naive.keys.len(), naive.keys.is_empty()));
             prop_assert!((0..12).map(|key| event(&key.to_string(), 0).key).all(|key| set.contains(1, &key) == naive.position(&key).is_some()));
             prop_assert_eq!(set.next_due().map(|due| due.max(now)), naive.next_due(now).map(|due| due.max(now)));
-            let mut waiting: Vec<_> = set.waiting_for().map(|(name, keys, since)| (name.clone(), keys, since)).collect();
+            let mut waiting: Vec<_> = set.waiting_for().map(|it| (it.server.clone(), it.keys, it.since)).collect();
             waiting.sort();
             let wanted: Vec<_> = naive.servers.iter().map(|(name, server)| {
                 (name.clone(), naive.keys.iter().filter(|(_, waits)| *waits == Waits::For(name.clone())).count(), server.since)

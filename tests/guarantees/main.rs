@@ -18,6 +18,7 @@ mod one_dead_peer_slows_no_other;
 mod one_event_takes_no_flow_down;
 mod order_per_key;
 mod other_programs_write_events;
+mod parking;
 mod poison_harms_nothing_else;
 mod strangers_are_refused;
 mod supervision;

@@ -27,24 +27,31 @@ impl Group<'_> {
         self.flows.iter().map(of).sum()
     }
 
-    /// The flow's topics and their retry topics: parked events are consumed once more from there.
+    /// The flow's topics, and the retry topics that exist.
     fn topics(&self) -> Vec<String> {
-        let topics = self.region.topics_to(&self.peer).into_iter();
-        topics
-            .flat_map(|topic| [format!("{topic}.retry.{}", self.peer), topic])
-            .collect()
+        let retry = |topic: &String| format!("{topic}.retry.{}", self.peer);
+        let sources = self.region.topics_to(&self.peer);
+        let retries = sources.iter().map(retry);
+        let there = |topic: &String| !self.region.kafka().partitions(topic).is_empty();
+        let retries: Vec<String> = retries.filter(there).collect();
+        [sources, retries].concat()
     }
 
-    /// Records in all of the flow's topics.
+    /// Records in all of the flow's topics: parked events are consumed once more from the retry topics.
     fn produced(&self) -> u64 {
         let ends = |topic: &String| self.region.kafka().end_offsets(topic);
         self.topics().iter().flat_map(ends).map(|(_, end)| end as u64).sum()
     }
 
+    /// The group that reads this topic for the flow.
+    fn group(&self, topic: &str) -> String {
+        let retry = topic.ends_with(&format!(".retry.{}", self.peer));
+        self.region.group(&self.peer) + if retry { ".retry" } else { "" }
+    }
+
     /// The sum of the offsets that the flow has committed.
     fn committed(&self) -> u64 {
-        let group = self.region.group(&self.peer);
-        let committed = |topic: &String| self.region.kafka().committed(&group, topic);
+        let committed = |topic: &String| self.region.kafka().committed(&self.group(topic), topic);
         let offsets = self.topics().iter().flat_map(committed).collect::<Vec<_>>();
         offsets.into_iter().map(|(_, offset)| offset.unwrap_or(0) as u64).sum()
     }
