@@ -161,8 +161,8 @@ impl SetIfAbsent for ClientConfig {
 /// librdkafka's callbacks for a flow's consumer.
 struct FlowContext {
     start_at: StartAt,
-    /// Topics that are read from their beginning, whatever `start_at` says: what was parked must come back.
-    retry_topics: Vec<String>,
+    /// Its topics are made a moment after the first start.
+    retry: bool,
     listener: Box<dyn RebalanceListener>,
     /// Partitions each topic had when the flow first saw it: a commit carries the number as metadata, so that a partition
     /// added later is told from one that was there when `start_at` was decided.
@@ -176,9 +176,8 @@ impl ClientContext for FlowContext {
         log_librdkafka(level, fac, message);
     }
     fn error(&self, error: RdKafkaError, reason: &str) {
-        // Retry topics are made a moment after the first start.
         let unknown = error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition);
-        if unknown && self.retry_topics.iter().any(|topic| reason.contains(topic)) {
+        if unknown && self.retry {
             tracing::debug!(error = %error, reason, "kafka consumer");
             return;
         }
@@ -292,8 +291,7 @@ impl FlowContext {
                     Some(Offset::Offset(offset)) => offset,
                     _ => {
                         let (low, high) = consumer.fetch_watermarks(&topic, partition, ASK)?;
-                        let retry = self.retry_topics.contains(&topic);
-                        let latest = self.start_at == StartAt::Latest && partition < born && !retry;
+                        let latest = self.start_at == StartAt::Latest && partition < born;
                         let offset = if latest { high } else { low };
                         first.push((
                             TopicPartition {
@@ -371,16 +369,15 @@ const BORN: &str = "evrepl born=";
 /// The consumer of one flow, for its poll thread alone.
 pub struct FlowConsumer {
     consumer: BaseConsumer<FlowContext>,
-    /// The source topics, then the retry topics.
     topics: Vec<String>,
-    sources: usize,
     /// How long members of the group may take to commit their first positions: one that has died in between is replaced.
     claim_within: Duration,
 }
 
 impl FlowConsumer {
-    /// A consumer of `group`, a static member under the name `node`, of these topics and of the retry topics, which need not
-    /// be there yet. `listener` is called while polling.
+    /// A consumer of `group`, a static member under the name `node`, of these topics: source topics, or retry topics, which
+    /// need not be there yet and are read from their beginning whatever `start_at` says, for what was parked must come back.
+    /// `listener` is called while polling.
     ///
     /// # Errors
     /// [`KafkaError::Settings`] when librdkafka refuses a property.
@@ -389,7 +386,7 @@ impl FlowConsumer {
         group: &str,
         node: &str,
         topics: &[&str],
-        retry_topics: &[&str],
+        retry: bool,
         prefetch_bytes: usize,
         listener: Box<dyn RebalanceListener>,
     ) -> Result<Self, KafkaError> {
@@ -413,21 +410,18 @@ impl FlowConsumer {
             .set_if_absent(kafka, "fetch.queue.backoff.ms", "10")
             .set_if_absent(kafka, "fetch.wait.max.ms", "100")
             .set_if_absent(kafka, "fetch.error.backoff.ms", "100");
-        let owned = |topics: &[&str]| topics.iter().map(|topic| (*topic).to_owned()).collect::<Vec<_>>();
         let context = FlowContext {
-            start_at: kafka.start_at,
-            retry_topics: owned(retry_topics),
+            start_at: if retry { StartAt::Earliest } else { kafka.start_at },
+            retry,
             listener,
             born: Default::default(),
             assigned: Default::default(),
         };
         let consumer: BaseConsumer<FlowContext> = config.create_with_context(context)?;
-        let all = [topics, retry_topics].concat();
-        consumer.subscribe(&all)?;
+        consumer.subscribe(topics)?;
         Ok(FlowConsumer {
             consumer,
-            sources: topics.len(),
-            topics: owned(&all),
+            topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
             claim_within: kafka.session_timeout + CLAIM_MARGIN,
         })
     }
@@ -482,15 +476,15 @@ impl FlowConsumer {
         }
     }
 
-    /// Whether a broker answers within `limit` per topic, and knows every source topic of the flow. Blocks for so long.
+    /// Whether a broker answers within `limit` per topic, and knows every topic of the flow, retry topics apart. Blocks for so
+    /// long.
     pub fn answers(&self, limit: Duration) -> bool {
         let known = |topic: &String| {
             let metadata = self.consumer.fetch_metadata(Some(topic), limit)?;
-            KafkaResult::Ok(metadata.topics().iter().all(|topic| topic.error().is_none()))
+            let retry = self.consumer.context().retry;
+            KafkaResult::Ok(retry || metadata.topics().iter().all(|topic| topic.error().is_none()))
         };
-        self.topics[..self.sources]
-            .iter()
-            .all(|topic| matches!(known(topic), Ok(true)))
+        self.topics.iter().all(|topic| matches!(known(topic), Ok(true)))
     }
 
     /// Stops fetching a partition; what librdkafka had prefetched of it is thrown away and fetched again later.

@@ -1,5 +1,8 @@
 //! The poll thread of a flow: a plain thread that owns the Kafka consumer and never blocks on anyone behind it.
 //!
+//! A flow has two: one for its source topics, and one, a member of a group of its own, for its retry topics: Kafka's sticky
+//! assignor counts partitions, whatever their topic, and would give one relay all sources and another all retries.
+//!
 //! In: records. Out: chunks in each partition's queue, and rebalances as messages with a reply. A full queue pauses its
 //! partition; polling goes on, so that the group keeps its member. Commits are commands; nothing else touches the consumer.
 
@@ -271,8 +274,8 @@ pub struct PollSettings {
     pub revoke_timeout: Duration,
     /// Depth and high-water mark of the partition consumers' mailboxes.
     pub gauge: Arc<MailboxGauge>,
-    /// The topics that parked events come back from: their records may have to wait.
-    pub retry_topics: Vec<String>,
+    /// It reads the topics that parked events come back from: their records may have to wait.
+    pub retry: bool,
     /// The longest that a retry record says to wait.
     pub retry_wait_max: Duration,
     /// Where trouble with Kafka is noted.
@@ -281,6 +284,12 @@ pub struct PollSettings {
     pub flow: Recipient<PartitionsAssigned>,
     /// Told when the thread ends by itself.
     pub ended: Recipient<PollThreadEnded>,
+}
+
+impl PollSettings {
+    fn trouble(&self, trouble: Option<String>) {
+        self.view.set_kafka_trouble(self.retry, trouble);
+    }
 }
 
 /// What a rebalance does, on the poll thread, inside a poll.
@@ -380,7 +389,7 @@ impl RebalanceListener for Arc<Rebalances> {
             .collect();
         self.queues().extend(queues.iter().map(|q| (q.at.clone(), q.clone())));
         self.changed.store(true, SeqCst);
-        self.settings.view.set_kafka_trouble(None);
+        self.settings.trouble(None);
         tracing::info!(partitions = queues.len(), "partitions assigned");
         self.settings.flow.do_send(PartitionsAssigned(queues));
     }
@@ -431,7 +440,7 @@ impl PollThread {
                                 %error,
                                 "kafka refuses this consumer, joining anew; if this repeats, another process has the same node"
                             );
-                            settings.view.set_kafka_trouble(Some(error.to_string()));
+                            settings.trouble(Some(error.to_string()));
                             rebalances.revoke_all();
                             if !wait_to_rejoin(&inbox, backoff.next(rand::random())) {
                                 return;
@@ -648,7 +657,7 @@ impl<'a> PollLoop<'a> {
                 match polled {
                     Polled::Record(record) => {
                         if self.trouble.take().is_some() {
-                            self.rebalances.settings.view.set_kafka_trouble(None);
+                            self.rebalances.settings.trouble(None);
                         }
                         let Some(at) = Self::lane_of(&self.lanes, self.last, &record) else {
                             continue;
@@ -682,13 +691,13 @@ impl<'a> PollLoop<'a> {
                     }
                     Polled::Trouble(error @ KafkaError::Fatal(_)) => return Err(error),
                     // Retry topics are made a moment after the first start.
-                    Polled::Trouble(KafkaError::UnknownTopic(_)) if self.consumer.answers(ASK_WITHIN) => break,
+                    Polled::Trouble(KafkaError::UnknownTopic(_)) if self.rebalances.settings.retry => break,
                     Polled::Trouble(error) => {
                         let now = Instant::now();
                         // Once in a while: librdkafka repeats itself while a broker is away.
                         if self.trouble.is_none_or(|at| now - at > Duration::from_secs(10)) {
                             tracing::warn!(%error, "kafka does not answer, polling on");
-                            self.rebalances.settings.view.set_kafka_trouble(Some(error.to_string()));
+                            self.rebalances.settings.trouble(Some(error.to_string()));
                             self.trouble = Some(now);
                         }
                         break;
@@ -727,7 +736,7 @@ impl<'a> PollLoop<'a> {
             if self.trouble.is_some() && self.consumer.answers(ASK_WITHIN) {
                 tracing::info!("kafka answers again");
                 self.trouble = None;
-                self.rebalances.settings.view.set_kafka_trouble(None);
+                self.rebalances.settings.trouble(None);
             }
         }
         if self.watermarks_at.elapsed() >= WATERMARKS_EVERY {
@@ -761,13 +770,12 @@ impl<'a> PollLoop<'a> {
 
     /// Takes over what a rebalance changed. What was collected of a revoked partition was never consumed.
     fn follow(lanes: &mut Vec<Lane>, rebalances: &Rebalances) {
-        let retry = |queue: &PartitionQueue| rebalances.settings.retry_topics.contains(&queue.at.topic);
         let queues = rebalances.queues();
         lanes.retain(|lane| queues.get(&lane.queue.at).is_some_and(|q| Arc::ptr_eq(q, &lane.queue)));
         for queue in queues.values() {
             if !lanes.iter().any(|lane| lane.queue.at == queue.at) {
                 lanes.push(Lane {
-                    retry: retry(queue),
+                    retry: rebalances.settings.retry,
                     queue: queue.clone(),
                     data: Vec::new(),
                     records: Vec::new(),

@@ -340,7 +340,8 @@ pub struct FlowView {
     pub draining: AtomicBool,
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
-    kafka: Mutex<Option<String>>,
+    /// Of the source topics, and of the retry topics.
+    kafka: Mutex<[Option<String>; 2]>,
     suspects: Mutex<Suspects>,
 }
 
@@ -369,12 +370,13 @@ impl FlowView {
 
     /// What keeps Kafka from being read, if anything does.
     pub fn kafka_trouble(&self) -> Option<String> {
-        self.kafka.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let troubles = self.kafka.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.iter().flatten().next().cloned()
     }
 
-    /// Notes what keeps Kafka from being read, or that nothing does.
-    pub fn set_kafka_trouble(&self, trouble: Option<String>) {
-        *self.kafka.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    /// Notes what keeps the source topics, or the retry topics, from being read, or that nothing does.
+    pub fn set_kafka_trouble(&self, retry: bool, trouble: Option<String>) {
+        self.kafka.lock().unwrap_or_else(PoisonError::into_inner)[usize::from(retry)] = trouble;
     }
 
     /// Notes the lag at a stage, in microseconds.
@@ -543,14 +545,14 @@ impl FlowShared {
         cache.first_server + cache.ring.server_of(key)
     }
 
-    /// The cache whose events a topic carries, by its number, whether it is the source topic or the retry topic.
-    pub fn cache_of_topic(&self, topic: &str) -> Option<u16> {
-        let kafka = &self.config.kafka;
-        let region = &self.peer().region;
-        let carries =
-            |cache: &crate::config::Cache| cache.topic == topic || kafka.retry_topic_for(&cache.topic, region) == topic;
-        let cache = self.config.caches.iter().position(carries)?;
-        Some(cache as u16)
+    /// The cache whose events a topic carries, by its number, and whether that is its retry topic.
+    pub fn cache_of_topic(&self, topic: &str) -> Option<(u16, bool)> {
+        let (kafka, region) = (&self.config.kafka, &self.peer().region);
+        let mut caches = (0u16..).zip(&self.config.caches);
+        caches.find_map(|(number, cache)| match cache.topic == topic {
+            true => Some((number, false)),
+            false => (kafka.retry_topic_for(&cache.topic, region) == topic).then_some((number, true)),
+        })
     }
 
     /// The peer this flow goes to.

@@ -121,8 +121,9 @@ pub struct FlowSupervisor {
     lanes: Vec<Lane>,
     readers: Readers,
     parkers: Parkers,
-    poll: Option<PollThread>,
-    commands: Option<mpsc::Sender<PollCommand>>,
+    /// Of the source topics, and of the retry topics; empty while the flow is down.
+    poll: Vec<PollThread>,
+    commands: Vec<mpsc::Sender<PollCommand>>,
     consumers: HashMap<u32, Addr<PartitionConsumer>>,
     draining: bool,
     progress: (u64, Instant),
@@ -163,8 +164,8 @@ impl FlowSupervisor {
             lanes: Vec::new(),
             readers: Arc::default(),
             parkers: Arc::default(),
-            poll: None,
-            commands: None,
+            poll: Vec::new(),
+            commands: Vec::new(),
             consumers: HashMap::new(),
             draining: false,
             progress: (0, Instant::now()),
@@ -186,9 +187,11 @@ impl FlowSupervisor {
         self.readers = Arc::new(self.lanes.iter().map(handoffs).collect());
         let all = self.lanes.iter().flat_map(|lane| &lane.readers);
         self.parkers = Arc::new(all.map(|reader| reader.clone().recipient()).collect());
-        let poll = self.start_poll_thread(ctx)?;
-        self.commands = Some(poll.commands());
-        self.poll = Some(poll);
+        for retry in [false, true] {
+            let poll = self.start_poll_thread(retry, ctx)?;
+            self.commands.push(poll.commands());
+            self.poll.push(poll);
+        }
         Ok(())
     }
 
@@ -247,15 +250,17 @@ impl FlowSupervisor {
         }
     }
 
-    fn start_poll_thread(&self, ctx: &mut Context<Self>) -> std::io::Result<PollThread> {
+    fn start_poll_thread(&self, retry: bool, ctx: &mut Context<Self>) -> std::io::Result<PollThread> {
         let config = self.shared.config.clone();
         let peer = self.shared.peer().clone();
         let sent = config.caches.iter().filter(|cache| peer.caches.contains(&cache.name));
-        let topics: Vec<String> = sent.map(|cache| cache.topic.clone()).collect();
-        let retry = |topic: &String| config.kafka.retry_topic_for(topic, &peer.region);
-        let retry_topics: Vec<String> = topics.iter().map(retry).collect();
+        let topic = |cache: &crate::config::Cache| match retry {
+            false => cache.topic.clone(),
+            true => config.kafka.retry_topic_for(&cache.topic, &peer.region),
+        };
+        let topics: Vec<String> = sent.map(topic).collect();
         let settings = PollSettings {
-            retry_topics: retry_topics.clone(),
+            retry,
             retry_wait_max: config.flow.retry_backoff_max,
             queue_chunks: config.mailbox.partition_consumer,
             queue_events: config.flow.max_in_flight_events,
@@ -265,21 +270,21 @@ impl FlowSupervisor {
             flow: ctx.address().recipient(),
             ended: ctx.address().recipient(),
         };
-        let group = config.kafka.group_for(&config.region, &peer.region);
-        PollThread::start(&self.shared.view.name, settings, move |listener| {
+        let (group, name) = match retry {
+            false => (
+                config.kafka.group_for(&config.region, &peer.region),
+                self.shared.view.name.clone(),
+            ),
+            true => (
+                config.kafka.retry_group_for(&config.region, &peer.region),
+                format!("retry {}", self.shared.view.name),
+            ),
+        };
+        PollThread::start(&name, settings, move |listener| {
             let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-            let retry_topics: Vec<&str> = retry_topics.iter().map(String::as_str).collect();
-            // Room for a second of events at the highest rates, small beside the values in flight.
-            let prefetch = config.flow.max_in_flight_bytes / 4;
-            FlowConsumer::new(
-                &config.kafka,
-                &group,
-                &config.node,
-                &topics,
-                &retry_topics,
-                prefetch,
-                listener,
-            )
+            // Room for a second of events at the highest rates, small beside the values in flight; retries have time.
+            let prefetch = config.flow.max_in_flight_bytes / if retry { 16 } else { 4 };
+            FlowConsumer::new(&config.kafka, &group, &config.node, &topics, retry, prefetch, listener)
         })
     }
 
@@ -300,12 +305,7 @@ impl FlowSupervisor {
                 .any(|consumer| !consumer.connected())
                 .then_some("partition_consumer")
         };
-        let poll = || {
-            self.poll
-                .as_ref()
-                .is_some_and(PollThread::is_finished)
-                .then_some("poll_thread")
-        };
+        let poll = || self.poll.iter().any(PollThread::is_finished).then_some("poll_thread");
         if let Some(actor) = gone.or_else(consumer).or_else(poll).or_else(|| self.stalled()) {
             self.fail(actor, ctx);
         }
@@ -346,14 +346,14 @@ impl FlowSupervisor {
         self.shared.going_down.store(true, SeqCst);
         let arbiters: Vec<Arbiter> = self.lanes.iter_mut().filter_map(Lane::stop).collect();
         self.lanes.clear();
-        self.commands = None;
+        self.commands.clear();
         self.consumers.clear();
-        let poll = self.poll.take();
+        let poll = std::mem::take(&mut self.poll);
         let join = tokio::task::spawn_blocking(move || {
-            if let Some(poll) = poll {
+            for poll in &poll {
                 let _ = poll.commands().send(PollCommand::Stop);
-                poll.join();
             }
+            poll.into_iter().for_each(PollThread::join);
             // Nothing of the old lanes may still write into what the next flow shows.
             for arbiter in arbiters {
                 let _ = arbiter.join();
@@ -376,7 +376,7 @@ impl Actor for FlowSupervisor {
             return;
         }
         ctx.run_interval(WATCH_EVERY, |act, ctx| {
-            if act.poll.is_some() && !act.draining {
+            if !act.poll.is_empty() && !act.draining {
                 act.watch(ctx);
             }
         });
@@ -387,10 +387,12 @@ impl Handler<PartitionsAssigned> for FlowSupervisor {
     type Result = ();
 
     fn handle(&mut self, PartitionsAssigned(queues): PartitionsAssigned, ctx: &mut Self::Context) {
-        let Some(commands) = self.commands.clone() else { return };
         for queue in queues {
-            let Some(cache) = self.shared.cache_of_topic(&queue.at.topic) else {
+            let Some((cache, retry)) = self.shared.cache_of_topic(&queue.at.topic) else {
                 continue;
+            };
+            let Some(commands) = self.commands.get(usize::from(retry)).cloned() else {
+                return;
             };
             let id = self.parts.consumer_ids.fetch_add(1, Relaxed);
             let parts = PartitionConsumerParts {
@@ -400,7 +402,7 @@ impl Handler<PartitionsAssigned> for FlowSupervisor {
                 cache,
                 readers: self.readers.clone(),
                 parkers: self.parkers.clone(),
-                commands: commands.clone(),
+                commands,
                 producer: self.parts.producer.clone(),
                 ended: ctx.address().recipient(),
             };
@@ -421,7 +423,7 @@ impl Handler<PollThreadEnded> for FlowSupervisor {
     type Result = ();
 
     fn handle(&mut self, _: PollThreadEnded, ctx: &mut Self::Context) {
-        if self.poll.is_some() && !self.draining {
+        if !self.poll.is_empty() && !self.draining {
             self.fail("poll_thread", ctx);
         }
     }
@@ -436,13 +438,18 @@ impl Handler<DrainFlow> for FlowSupervisor {
         }
         self.draining = true;
         self.shared.view.draining.store(true, Relaxed);
-        let (reply, answer) = mpsc::sync_channel(1);
         let commands = self.commands.clone();
         let drain = tokio::task::spawn_blocking(move || {
-            commands?.send(PollCommand::Drain { deadline, reply }).ok()?;
-            // The thread answers by the deadline; a little more for its last commit.
-            let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(2);
-            answer.recv_timeout(patience).ok()
+            let mut answers = Vec::new();
+            for commands in &commands {
+                let (reply, answer) = mpsc::sync_channel(1);
+                commands.send(PollCommand::Drain { deadline, reply }).ok()?;
+                answers.push(answer);
+            }
+            // Each thread answers by the deadline; a little more for its last commit.
+            let patience = || deadline.saturating_duration_since(Instant::now()) + Duration::from_secs(2);
+            let unfinished = answers.iter().map(|answer| answer.recv_timeout(patience()).ok());
+            unfinished.sum::<Option<u64>>().filter(|_| !answers.is_empty())
         });
         ctx.spawn(drain.into_actor(self).map(|unfinished, act, ctx| {
             let unfinished = match unfinished {

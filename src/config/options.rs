@@ -74,7 +74,8 @@ section! {
         /// librdkafka properties, for consumers and producers, but for those that evrepl owns. Paths in them are
         /// relative to this file too. Default: `{}`.
         pub properties: BTreeMap<String, String> as Properties = BTreeMap::new(),
-        /// The consumer group of a flow is `<group_prefix>.<region>.<peer>`. Default: `"evrepl"`.
+        /// The consumer group of a flow is `<group_prefix>.<region>.<peer>`, and for its retry topics that with `.retry`
+        /// behind it. Default: `"evrepl"`.
         pub group_prefix: String as Topic = "evrepl".to_owned(),
         /// Where a flow begins that has committed nothing yet. Partitions added later begin at their first event.
         /// Default: `"earliest"`.
@@ -384,6 +385,11 @@ impl Kafka {
     /// The topic that events of `topic` go to when they are refused for good.
     pub fn dead_letter_topic_for(&self, topic: &str) -> String {
         self.dead_letter_topic.replace("{topic}", topic)
+    }
+
+    /// The consumer group in which the same flow reads its retry topics.
+    pub fn retry_group_for(&self, region: &str, peer: &str) -> String {
+        format!("{}.retry", self.group_for(region, peer))
     }
 
     /// The consumer group of the flow from `region` to `peer`.

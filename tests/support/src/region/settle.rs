@@ -63,10 +63,11 @@ impl Group<'_> {
     }
 
     fn committed_to_the_end(&self) -> bool {
-        let group = self.region.group(&self.peer);
         self.topics().iter().all(|topic| {
+            let retry = topic.ends_with(&format!(".retry.{}", self.peer));
+            let group = self.region.group(&self.peer) + if retry { ".retry" } else { "" };
             // Commits first: what is produced between the two calls makes it "not yet", never "settled" by mistake.
-            let committed = self.region.kafka().committed(&group, topic);
+            let committed = self.region.kafka().committed(&self.group(topic), topic);
             let ends = self.region.kafka().end_offsets(topic);
             committed.len() == ends.len()
                 && committed
@@ -84,14 +85,13 @@ impl Group<'_> {
     }
 
     fn describe(&self) -> String {
-        let group = self.region.group(&self.peer);
         let offsets: Vec<String> = (self.topics().iter())
             .map(|topic| {
                 let kafka = self.region.kafka();
                 format!(
                     "{topic}: ends {:?}, committed {:?}",
                     kafka.end_offsets(topic),
-                    kafka.committed(&group, topic)
+                    kafka.committed(&self.group(topic), topic)
                 )
             })
             .collect();
