@@ -64,8 +64,6 @@ impl Group<'_> {
 
     fn committed_to_the_end(&self) -> bool {
         self.topics().iter().all(|topic| {
-            let retry = topic.ends_with(&format!(".retry.{}", self.peer));
-            let group = self.region.group(&self.peer) + if retry { ".retry" } else { "" };
             // Commits first: what is produced between the two calls makes it "not yet", never "settled" by mistake.
             let committed = self.region.kafka().committed(&self.group(topic), topic);
             let ends = self.region.kafka().end_offsets(topic);
