@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use socket2::Socket;
 use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::handoff::Mailboxes;
 use crate::hashing::Ring;
+use crate::pulse::Pulses;
 use crate::stamps::SessionId;
 use crate::telemetry::Instruments;
 use crate::tls::TlsMaterial;
@@ -114,7 +116,51 @@ pub struct AgentShared {
     pub draining: AtomicBool,
     /// The listener accepts.
     pub listening: AtomicBool,
+    /// The pulses of the agent's actors.
+    pub pulses: Pulses,
     sessions: Mutex<Sessions>,
+}
+
+/// What keeps the writers of one incarnation of the agent from memcached when their thread is abandoned: one that wakes up
+/// later would write old items behind new ones, and its stamps are not the new agent's.
+#[derive(Debug)]
+pub struct Fence {
+    closed: AtomicBool,
+    /// A second handle on each writer's socket, by server number.
+    sockets: Mutex<Vec<Option<Socket>>>,
+}
+
+impl Fence {
+    /// An open fence for so many servers.
+    pub fn new(servers: usize) -> Self {
+        Fence {
+            closed: AtomicBool::new(false),
+            sockets: Mutex::new((0..servers).map(|_| None).collect()),
+        }
+    }
+
+    /// A writer has this connection now, or none. False when it may not write any more.
+    pub fn passes(&self, server: usize, socket: Option<Socket>) -> bool {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: a connection is either seen by `close`, or sees that it came too late.
+        sockets[server] = socket;
+        self.is_open()
+    }
+
+    /// Whether its writers still are the agent's.
+    pub fn is_open(&self) -> bool {
+        !self.closed.load(SeqCst)
+    }
+
+    /// Nothing more reaches memcached from these writers, whatever they do.
+    pub fn close(&self) {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, SeqCst);
+        for socket in sockets.iter_mut().filter_map(Option::take) {
+            // Of both ways at once; a socket that is not connected any more is as good.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -157,6 +203,7 @@ impl AgentShared {
             instruments,
             draining: AtomicBool::new(false),
             listening: AtomicBool::new(false),
+            pulses: Pulses::default(),
             sessions: Mutex::default(),
         }
     }
@@ -210,6 +257,13 @@ impl AgentShared {
         })
     }
 
+    /// Takes back what the sessions of an abandoned thread were granted: they never will.
+    pub fn abandon_sessions(&self) {
+        let mut sessions = self.sessions();
+        sessions.granted = 0;
+        sessions.live.clear();
+    }
+
     /// The sessions that are open.
     pub fn session_views(&self) -> Vec<SessionView> {
         self.sessions().live.values().cloned().collect()
@@ -236,7 +290,9 @@ impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.live.store(false, SeqCst);
         let mut sessions = self.shared.sessions();
-        sessions.granted -= self.window;
-        sessions.live.remove(&self.id);
+        // Not there: its thread was abandoned and has woken up.
+        if sessions.live.remove(&self.id).is_some() {
+            sessions.granted -= self.window;
+        }
     }
 }

@@ -38,6 +38,9 @@ pub enum LinkError {
     /// Nothing was heard for the idle timeout.
     #[error("nothing heard for {0:?}")]
     Silent(Duration),
+    /// The peer lives but acks nothing.
+    #[error("pings are answered, but nothing was acked for {0:?}")]
+    NoAcks(Duration),
     /// The peer answered with a frame that has no place there.
     #[error("unexpected {0} frame")]
     Unexpected(&'static str),

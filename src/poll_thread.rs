@@ -22,6 +22,7 @@ use crate::event::TraceContext;
 use crate::handoff::MailboxGauge;
 use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
 use crate::parking::Parked;
+use crate::pulse::Pulse;
 use crate::relay::{FlowView, wall_ms};
 
 /// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
@@ -217,6 +218,16 @@ impl PartitionQueue {
         chunk
     }
 
+    /// Chunks that wait.
+    pub fn len(&self) -> usize {
+        self.lock().chunks.len()
+    }
+
+    /// Does no chunk wait?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     fn idle(&self) -> bool {
         !self.busy.load(SeqCst) && self.lock().chunks.is_empty()
     }
@@ -284,6 +295,8 @@ pub struct PollSettings {
     pub flow: Recipient<PartitionsAssigned>,
     /// Told when the thread ends by itself.
     pub ended: Recipient<PollThreadEnded>,
+    /// Shows that it polls.
+    pub pulse: Arc<Pulse>,
 }
 
 impl PollSettings {
@@ -470,7 +483,7 @@ impl PollThread {
         self.commands.clone()
     }
 
-    /// Waits until the thread has ended. Blocks.
+    /// Waits until the thread has ended, however long that takes. Blocks.
     pub fn join(mut self) {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -636,6 +649,8 @@ impl<'a> PollLoop<'a> {
     fn run(mut self) -> Result<(), KafkaError> {
         let mut since_look = 0;
         loop {
+            self.rebalances.settings.pulse.moved("polled");
+            fail::fail_point!("poll_thread_poll");
             if !self.obey()? {
                 return Ok(());
             }

@@ -2,10 +2,11 @@
 //! permits, and the way outcomes go back to the partitions they came from.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 
 use actix::prelude::*;
+use actix_rt::ArbiterHandle;
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -16,7 +17,8 @@ use crate::hashing::Ring;
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
-use crate::poll_thread::RecordExtra;
+use crate::poll_thread::{PollCommand, RecordExtra};
+use crate::pulse::Pulses;
 use crate::suspects::Suspects;
 use crate::telemetry::{FlowInstruments, Instruments};
 use crate::wire::Expiry;
@@ -181,6 +183,8 @@ pub struct FlowAccounts {
 struct AccountsInner {
     retired: Accounts,
     live: HashMap<u32, PartitionReport>,
+    /// Consumers with lower numbers are gone: one that wakes up on an abandoned thread has nothing to say.
+    floor: u32,
 }
 
 impl FlowAccounts {
@@ -190,19 +194,25 @@ impl FlowAccounts {
 
     /// Replaces a partition consumer's numbers.
     pub fn report(&self, consumer: u32, report: PartitionReport) {
-        self.lock().live.insert(consumer, report);
+        let mut inner = self.lock();
+        if consumer >= inner.floor {
+            inner.live.insert(consumer, report);
+        }
     }
 
     /// A partition consumer ended in order: everything it held has an outcome.
     pub fn retire(&self, consumer: u32, last: &Accounts) {
         let mut inner = self.lock();
-        inner.live.remove(&consumer);
-        inner.retired.merge(last);
+        if consumer >= inner.floor {
+            inner.live.remove(&consumer);
+            inner.retired.merge(last);
+        }
     }
 
-    /// The flow is rebuilt: what its consumers still held is released.
-    pub fn retire_all(&self) {
+    /// The flow is rebuilt: what its consumers still held is released, and none below `floor` is heard any more.
+    pub fn retire_all(&self, floor: u32) {
         let mut inner = self.lock();
+        inner.floor = floor;
         let live = std::mem::take(&mut inner.live);
         for report in live.into_values() {
             let mut accounts = report.accounts;
@@ -343,6 +353,20 @@ pub struct FlowView {
     /// Of the source topics, and of the retry topics.
     kafka: Mutex<[Option<String>; 2]>,
     suspects: Mutex<Suspects>,
+    /// The pulses of everything in it.
+    pub pulses: Pulses,
+    /// Which incarnation may write here.
+    incarnation: AtomicU64,
+    stop: Mutex<Option<StopFlow>>,
+}
+
+/// What must be stopped if a flow's supervisor cannot do it any more.
+#[derive(Debug)]
+pub struct StopFlow {
+    /// The threads of its lanes.
+    pub lanes: Vec<ArbiterHandle>,
+    /// To its poll threads.
+    pub polls: Vec<mpsc::Sender<PollCommand>>,
 }
 
 impl FlowView {
@@ -360,6 +384,28 @@ impl FlowView {
             reconnects: AtomicU64::new(0),
             kafka: Mutex::default(),
             suspects: Mutex::default(),
+            pulses: Pulses::default(),
+            incarnation: AtomicU64::new(0),
+            stop: Mutex::default(),
+        }
+    }
+
+    /// A new incarnation of the flow begins, and gets its number: what is left of older ones writes here no more.
+    pub fn begin_incarnation(&self) -> u64 {
+        self.incarnation.fetch_add(1, SeqCst) + 1
+    }
+
+    /// Notes what to stop if the flow's supervisor hangs.
+    pub fn set_stop(&self, stop: StopFlow) {
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);
+    }
+
+    /// Stops what a supervisor that hangs has left running.
+    pub fn stop_rest(&self) {
+        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(StopFlow { lanes, polls }) = stop {
+            lanes.iter().for_each(|lane| _ = lane.stop());
+            polls.iter().for_each(|poll| _ = poll.send(PollCommand::Stop));
         }
     }
 
@@ -431,9 +477,11 @@ impl FlowView {
         merged
     }
 
-    /// Forgets what died with the flow's actors.
-    pub fn reset(&self) {
-        self.accounts.retire_all();
+    /// Forgets what died with the flow's actors; partition consumers from `floor` on belong to the next incarnation.
+    pub fn reset(&self, floor: u32) {
+        self.incarnation.fetch_add(1, SeqCst);
+        self.pulses.clear();
+        self.accounts.retire_all(floor);
         self.waits.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for link in self.links.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             *link = None;
@@ -475,9 +523,37 @@ pub struct FlowShared {
     pub instruments: Arc<Instruments>,
     /// The lanes are being stopped: what is in flight stays so, and nobody waits for it.
     pub going_down: AtomicBool,
+    /// Which incarnation of the flow this is.
+    pub incarnation: u64,
 }
 
 impl FlowShared {
+    /// Whether the flow has not been built anew since: an actor on an abandoned thread may wake up long after.
+    pub fn is_current(&self) -> bool {
+        self.view.incarnation.load(SeqCst) == self.incarnation
+    }
+
+    /// Replaces what is known of a lane's link.
+    pub fn set_link(&self, lane: usize, link: LinkView) {
+        if self.is_current() {
+            self.view.set_link(lane, link);
+        }
+    }
+
+    /// Replaces what a reader's keys wait for.
+    pub fn set_waits(&self, lane: usize, reader: usize, waits: Vec<WaitView>) {
+        if self.is_current() {
+            self.view.set_waits(lane, reader, waits);
+        }
+    }
+
+    /// Shows how many bytes are in flight.
+    fn show_bytes(&self) {
+        if self.is_current() {
+            self.view.in_flight_bytes.store(self.bytes.used() as u64, Relaxed);
+        }
+    }
+
     /// Tells each partition consumer what became of its events, and returns the permits of those that gave theirs up.
     pub fn report(&self, reports: &mut Reports) {
         let permits = std::mem::take(&mut reports.permits);
@@ -508,13 +584,13 @@ impl FlowShared {
     /// Returns the bytes of an item that is no longer held.
     pub fn give_bytes(&self, bytes: usize) {
         self.bytes.give(bytes);
-        self.view.in_flight_bytes.store(self.bytes.used() as u64, Relaxed);
+        self.show_bytes();
     }
 
     /// Takes bytes for items that were read.
     pub fn take_bytes(&self, bytes: usize) {
         self.bytes.take(bytes);
-        self.view.in_flight_bytes.store(self.bytes.used() as u64, Relaxed);
+        self.show_bytes();
     }
 
     /// Of two events of a key, whether the one that comes must stay rather than the one that is held. An event whose

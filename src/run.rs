@@ -1,8 +1,9 @@
 //! `evrepl run`: one region's relay and agent in one process, from configuration to exit code.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use actix::prelude::*;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -16,6 +17,7 @@ use crate::config::Config;
 use crate::handoff::Mailboxes;
 use crate::hashing::{HashKind, Ring, RingServer};
 use crate::kafka::{KafkaError, Producer};
+use crate::pulse::Pulses;
 use crate::region::Region;
 use crate::relay::FlowView;
 use crate::telemetry::{self, TelemetryError, TelemetryOptions};
@@ -26,9 +28,11 @@ use crate::topics;
 pub const EXIT_CONFIG: i32 = 78;
 
 /// How often it is asked whether the root of the tree still runs.
-const ROOT_WATCH: std::time::Duration = std::time::Duration::from_millis(500);
+const ROOT_WATCH: Duration = Duration::from_millis(500);
+/// The root is given up after so many times `supervision.stalled_after`: everything below it can be restarted, it cannot.
+const ROOT_PATIENCE: u32 = 2;
 /// How long the last export may keep the process.
-const TELEMETRY_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+const TELEMETRY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a region could not start. None of it is retried: somebody has to change something.
 #[derive(Debug, thiserror::Error)]
@@ -167,10 +171,20 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
+    let pulses = Arc::new(Pulses::default());
+    let pulse = pulses.register("region_supervisor", config.region.clone());
+    pulse.holds(1, None);
+    let watchdog = watch_root(pulses, config.supervision.stalled_after * ROOT_PATIENCE);
     let system = System::new();
     let (code, exit_code) = (exit.clone(), exit.clone());
     system.block_on(async move {
         let root = RegionSupervisor::new(make_flows, agent, socket, code).start();
+        actix_rt::spawn(async move {
+            loop {
+                pulse.moved("turned");
+                tokio::time::sleep(ROOT_WATCH).await;
+            }
+        });
         let (watched, its_code) = (root.clone(), exit_code);
         actix_rt::spawn(async move {
             // The root has nobody above it: without it the process would neither heal nor drain.
@@ -195,11 +209,32 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     if let Err(error) = system.run() {
         tracing::error!(%error, "system ended with an error");
     }
-    drop(topics);
+    drop((topics, watchdog));
     if let Err(error) = telemetry.shutdown(TELEMETRY_LIMIT) {
         tracing::warn!(%error, "telemetry");
     }
     Ok(exit.load(SeqCst))
+}
+
+/// The root has nobody above it: a thread of its own looks whether the root's thread turns, and ends the process when it does
+/// not. Ends when dropped.
+fn watch_root(pulses: Arc<Pulses>, limit: Duration) -> Option<mpsc::Sender<()>> {
+    let (stop, stopped) = mpsc::channel();
+    let watch = move || {
+        while stopped.recv_timeout(ROOT_WATCH) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if let Some(stall) = pulses.stalled(tokio::time::Instant::now(), limit) {
+                tracing::error!(stage = stall.actor, since = ?stall.since, "the root's thread does not turn, giving up");
+                std::process::exit(EXIT_GAVE_UP);
+            }
+        }
+    };
+    match std::thread::Builder::new().name("watchdog".to_owned()).spawn(watch) {
+        Ok(_) => Some(stop),
+        Err(error) => {
+            tracing::warn!(%error, "no thread to watch the root with");
+            None
+        }
+    }
 }
 
 /// A bound, non-blocking socket; an address that was in use a moment ago may be used again.

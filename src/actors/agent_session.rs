@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::agent::{AgentShared, ServerState, SessionGuard};
 use crate::handoff::{Carried, Handoff, Slot};
+use crate::pulse::Pulse;
 use crate::relay::wall_us;
 use crate::wire::{
     self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items,
@@ -116,6 +117,7 @@ pub struct AgentSession {
     open: HashMap<u64, Open>,
     used: u64,
     leaving: bool,
+    pulse: Arc<Pulse>,
 }
 
 impl AgentSession {
@@ -133,7 +135,9 @@ impl AgentSession {
             buffered,
         } = parts;
         let outboxes = writers.iter().map(|_| Outbox::default()).collect();
+        let place = format!("session {} of {peer}", guard.id);
         AgentSession {
+            pulse: shared.pulses.register("agent_session", place),
             shared,
             tick,
             writers,
@@ -194,6 +198,7 @@ impl Handler<Carried<BatchReceived>> for AgentSession {
     type Result = ();
 
     fn handle(&mut self, Carried { message, slot }: Carried<BatchReceived>, ctx: &mut Self::Context) {
+        let _inside = self.pulse.enter("took a batch");
         fail::fail_point!("agent_session_batch");
         self.inbox.push_back((message, slot));
         self.advance(ctx);

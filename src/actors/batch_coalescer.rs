@@ -16,6 +16,7 @@ use crate::config::Compression;
 use crate::failpoint;
 use crate::handoff::{Carried, Handoff};
 use crate::outcome::Outcome;
+use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{FlowShared, HeldEvent, HeldItem, LaneClock, ORIGIN_OTHER, Reports, Seen};
 use crate::wire::{Codec, EncodedBatch, Expiry, ItemEncoder, ItemOp, ItemRef, TraceContext};
 
@@ -63,11 +64,12 @@ pub struct BatchCoalescer {
     outbox: Option<ShipBatch>,
     sending: bool,
     linger: Option<SpawnHandle>,
+    pulse: Arc<Pulse>,
 }
 
 impl BatchCoalescer {
     /// A coalescer with an empty batch.
-    pub fn new(shared: Arc<FlowShared>, clock: Arc<LaneClock>, link: Handoff<ShipBatch>) -> Self {
+    pub fn new(shared: Arc<FlowShared>, lane: usize, clock: Arc<LaneClock>, link: Handoff<ShipBatch>) -> Self {
         let batch = &shared.config.batch;
         BatchCoalescer {
             open: OpenBatch::new(batch.max_items, batch.max_bytes),
@@ -76,6 +78,7 @@ impl BatchCoalescer {
             outbox: None,
             sending: false,
             linger: None,
+            pulse: shared.view.pulses.register("batch_coalescer", format!("lane {lane}")),
             shared,
             clock,
             link,
@@ -85,6 +88,14 @@ impl BatchCoalescer {
 
 impl Actor for BatchCoalescer {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(PULSE_EVERY, |act, _| {
+            let work = act.inbox.len() + act.open.len() + usize::from(act.outbox.is_some());
+            let waits_for = act.sending.then_some("room at the link");
+            act.pulse.holds(work as u64, waits_for);
+        });
+    }
 }
 
 impl Handler<Carried<TakeItems>> for BatchCoalescer {
@@ -99,6 +110,7 @@ impl Handler<Carried<TakeItems>> for BatchCoalescer {
 impl BatchCoalescer {
     /// Takes items while there is a way out for the batch they may fill.
     fn advance(&mut self, ctx: &mut Context<Self>) {
+        let _inside = self.pulse.enter("took items");
         fail::fail_point!("batch_coalescer_advance");
         let mut reports = Reports::default();
         while self.outbox.is_none() {
@@ -156,6 +168,7 @@ impl BatchCoalescer {
         if let Some(timer) = self.linger.take() {
             ctx.cancel_future(timer);
         }
+        self.pulse.moved("closed a batch");
         let items = self.open.take();
         let now = Instant::now();
         // All looks of a session or none: one that was made in another is for the link to refuse.
@@ -203,12 +216,14 @@ impl BatchCoalescer {
         if self.sending {
             return;
         }
+        fail::fail_point!("batch_coalescer_send", |_| ());
         let Some(batch) = self.outbox.take() else { return };
         self.sending = true;
         let link = self.link.clone();
         let send = async move { link.send(batch).await.is_ok() };
         ctx.spawn(send.into_actor(self).map(|sent, act, ctx| {
             act.sending = false;
+            act.pulse.moved("handed a batch on");
             if sent {
                 act.send(ctx);
                 let lingered = act

@@ -32,6 +32,7 @@ use crate::memcached::{Connection, LookRequest, Looked, MemcachedError};
 use crate::outcome::Outcome;
 use crate::parking::RetryRecord;
 use crate::permits::Urgency;
+use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{
     FlowShared, HeldEvent, HeldItem, ITEM_OVERHEAD, LaneClock, Next, Reports, Seen, Stage, WaitView, wall_ms,
 };
@@ -149,6 +150,7 @@ pub struct CacheReader {
     mean: MeanSize,
     timer: Option<(Instant, SpawnHandle)>,
     published: usize,
+    pulse: Arc<Pulse>,
 }
 
 impl CacheReader {
@@ -182,6 +184,10 @@ impl CacheReader {
             mean: MeanSize::new(max_value),
             timer: None,
             published: 0,
+            pulse: {
+                let place = format!("lane {}, server {}", parts.lane, parts.address);
+                parts.shared.view.pulses.register("cache_reader", place)
+            },
             parts,
         }
     }
@@ -197,6 +203,7 @@ impl Actor for CacheReader {
         ctx.run_interval(overdue, |act, ctx| act.park_overdue(ctx));
         let often = config.memcached.slow_limit() / STUCK_AFTER / 2;
         ctx.run_interval(often.max(Duration::from_millis(1)), |act, ctx| act.check_look(ctx));
+        ctx.run_interval(PULSE_EVERY, |act, _| act.show_pulse());
     }
 }
 
@@ -259,6 +266,26 @@ impl Handler<KeysAnswered> for CacheReader {
 }
 
 impl CacheReader {
+    fn show_pulse(&self) {
+        let away = || !matches!(self.breaker.state(Instant::now()), BreakerState::Closed);
+        let waits_for = if self.parts.clock.read().0 == 0 {
+            Some("a session")
+        } else if self.sending {
+            Some("room at the coalescer")
+        } else if self.reading {
+            // Has a limit of its own.
+            Some("memcached's answer")
+        } else if self.waits_for_bytes {
+            Some("bytes in flight")
+        } else if away() {
+            Some("memcached, which is away")
+        } else {
+            None
+        };
+        let events = self.inbox.len() + self.ready.len() + self.missed.len() + self.outbox.len();
+        self.pulse.holds(events as u64, waits_for);
+    }
+
     /// Does whatever can be done now; called after everything that happens.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
@@ -516,6 +543,7 @@ impl CacheReader {
 
     /// Starts one read of at most `most` keys; true when it could do more without waiting for anything.
     fn read(&mut self, session: u64, tick: u64, now: Instant, most: usize, ctx: &mut Context<Self>) -> bool {
+        let _inside = self.pulse.enter("read");
         fail::fail_point!("cache_reader_read", |_| false);
         if self.full() && !self.inbox.is_empty() {
             // What is new waits behind what is dirty, and is looked at when it is its turn.
@@ -619,6 +647,7 @@ impl CacheReader {
         ctx.spawn(read.into_actor(self).map(move |(result, out), act, ctx| {
             act.reading = false;
             act.stuck = false;
+            act.pulse.moved("looked");
             act.parts.shared.give_bytes(reserved);
             match result {
                 Ok(connection) => {
@@ -780,6 +809,7 @@ impl CacheReader {
         let send = async move { coalescer.send(TakeItems { items }).await.is_ok() };
         ctx.spawn(send.into_actor(self).map(|sent, act, ctx| {
             act.sending = false;
+            act.pulse.moved("handed items on");
             if sent {
                 act.advance(ctx);
             }
@@ -916,10 +946,7 @@ impl CacheReader {
                 next,
             });
         }
-        self.parts
-            .shared
-            .view
-            .set_waits(self.parts.lane, self.parts.number, waits);
+        self.parts.shared.set_waits(self.parts.lane, self.parts.number, waits);
     }
 }
 

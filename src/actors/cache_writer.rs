@@ -17,12 +17,13 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::time::Instant;
 
-use crate::agent::{AgentShared, ServerState};
+use crate::agent::{AgentShared, Fence, ServerState};
 use crate::backoff::Backoff;
 use crate::breaker::{Allows, Breaker, BreakerState};
 use crate::handoff::{Carried, Slot};
 use crate::hashing;
 use crate::memcached::{Applied, Connection, MemcachedError, Write, WriteOp};
+use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::wall_ms;
 use crate::sabotage;
 use crate::stamps::{SessionId, StampTable, Verdict};
@@ -139,11 +140,14 @@ pub struct CacheWriter {
     link: Link,
     call: Option<Call>,
     refusal_said: Option<Instant>,
+    fence: Arc<Fence>,
+    pulse: Arc<Pulse>,
 }
 
 impl CacheWriter {
     /// A writer for the server with this number; it connects at once.
-    pub fn new(shared: Arc<AgentShared>, tick: Arc<AtomicU64>, server: usize) -> Self {
+    pub fn new(shared: Arc<AgentShared>, tick: Arc<AtomicU64>, fence: Arc<Fence>, server: usize) -> Self {
+        let address = shared.servers[server].address.clone();
         let settings = &shared.config.memcached;
         let backoff = Backoff::clamped(settings.backoff_initial, settings.backoff_max);
         CacheWriter {
@@ -153,6 +157,8 @@ impl CacheWriter {
             link: Link::None,
             call: None,
             refusal_said: None,
+            fence,
+            pulse: shared.pulses.register("cache_writer", address),
             shared,
             tick,
             server,
@@ -171,6 +177,7 @@ impl Actor for CacheWriter {
         ctx.run_interval(often.max(least), |act, ctx| act.check_call(ctx));
         let often = self.shared.config.memcached.timeout / 4;
         ctx.run_interval(often.max(least), |act, ctx| act.probe(ctx));
+        ctx.run_interval(PULSE_EVERY, |act, _| act.show_pulse());
     }
 }
 
@@ -178,6 +185,7 @@ impl Handler<Carried<ApplyItems>> for CacheWriter {
     type Result = ();
 
     fn handle(&mut self, Carried { message, slot }: Carried<ApplyItems>, ctx: &mut Self::Context) {
+        let _inside = self.pulse.enter("took a part");
         self.queue.push_back((message, slot));
         self.advance(ctx);
     }
@@ -193,7 +201,21 @@ impl CacheWriter {
             || !matches!(self.breaker.state(Instant::now()), BreakerState::Closed)
     }
 
+    fn show_pulse(&self) {
+        let waits_for = match self.link {
+            _ if self.away() => Some("memcached, which is away"),
+            // Kept for as long as it takes; nobody waits behind one that takes long.
+            Link::Calling => Some("memcached's answer"),
+            Link::None | Link::Connecting => Some("a connection to memcached"),
+            Link::Ready(_) => None,
+        };
+        self.pulse.holds(self.queue.len() as u64, waits_for);
+    }
+
     fn show(&self) {
+        if !self.fence.is_open() {
+            return;
+        }
         let state = match &self.link {
             _ if self.away() => ServerState::Away,
             Link::Ready(_) | Link::Calling => ServerState::Answers,
@@ -231,9 +253,14 @@ impl CacheWriter {
     }
 
     fn call(&mut self, call: Call, writes: Vec<Write>, ctx: &mut Context<Self>) {
+        if !self.fence.is_open() {
+            return;
+        }
         let Link::Ready(connection) = std::mem::replace(&mut self.link, Link::Calling) else {
             return;
         };
+        let _inside = self.pulse.enter("began a call");
+        fail::fail_point!("cache_writer_call", !writes.is_empty(), |_| ());
         self.call = Some(call);
         ctx.spawn(
             write(connection, writes)
@@ -328,6 +355,8 @@ impl CacheWriter {
     }
 
     fn written(&mut self, done: Done, ctx: &mut Context<Self>) {
+        let _inside = self.pulse.enter("wrote a batch");
+        self.pulse.moved("wrote a batch");
         let Some(mut call) = self.call.take() else { return };
         let now = Instant::now();
         // Raised after memcached has answered, or failed: whoever hears this tick before a look sees these writes, or sees
@@ -364,6 +393,7 @@ impl CacheWriter {
             Err(error) => {
                 tracing::warn!(server = self.address(), %error, "memcached connection failed, keys without an answer are looked at again");
                 self.link = Link::None;
+                self.fence.passes(self.server, None);
                 self.breaker.record_failure(now, rand::random());
                 for sent in call.sent.drain(..) {
                     call.parts[sent.part]
@@ -434,6 +464,7 @@ impl CacheWriter {
         let address = self.address().to_owned();
         let settings = self.shared.config.memcached.clone();
         let settle = self.shared.config.agent.settle;
+        let (fence, server) = (self.fence.clone(), self.server);
         let connect = async move {
             let mut connection = Connection::connect(&address, settings.connect_timeout).await?;
             let asked = Instant::now();
@@ -448,6 +479,11 @@ impl CacheWriter {
             }
             let took = asked.elapsed();
             tokio::time::sleep(settle).await;
+            let socket = connection.socket()?;
+            if !fence.passes(server, Some(socket)) {
+                // Nobody's writer any more: its thread ends as soon as this is polled no more.
+                std::future::pending::<()>().await;
+            }
             Ok((Box::new(connection), took))
         };
         ctx.spawn(connect.into_actor(self).map(|result, act, ctx| {

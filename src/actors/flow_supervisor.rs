@@ -20,8 +20,10 @@ use crate::kafka::{FlowConsumer, Producer};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
 use crate::poll_thread::{PartitionsAssigned, PollCommand, PollSettings, PollThread, PollThreadEnded};
-use crate::relay::{FlowShared, FlowView, LaneClock, RelayCache};
+use crate::pulse::Pulse;
+use crate::relay::{FlowShared, FlowView, LaneClock, RelayCache, StopFlow};
 use crate::telemetry::Instruments;
+use crate::threads::{join_arbiter, join_or_abandon};
 use crate::tls::TlsMaterial;
 
 use super::batch_coalescer::BatchCoalescer;
@@ -31,9 +33,14 @@ use super::remote_link::{MeetReaders, RemoteLink, RemoteLinkParts};
 
 /// How often the children are counted.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
-/// Work but no outcome for this long, with a session open and nobody known to be waited for, is a stage that hangs: every
-/// wait on the path ends or is named within 30 s, the longest a frozen memcached keeps a write.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
+/// In flight but no outcome for so many times `supervision.stalled_after`, with every session open: something is lost between
+/// two stages that each believe the other has it. Longer than a link waits for an ack.
+const LOST_AFTER: u32 = 3;
+/// What a poll thread may take between two polls: Kafka is asked for offsets in a rebalance, which also waits for partitions
+/// that are taken away.
+const POLL_PATIENCE: Duration = Duration::from_secs(20);
+/// How often a lane shows that its thread turns.
+const BEAT: Duration = Duration::from_millis(250);
 
 /// The flow went down by itself and wants to be built anew. A fact, to the region's supervisor.
 #[derive(Message, Debug)]
@@ -44,6 +51,11 @@ pub struct FlowFailed {
     /// Which kind of actor was gone.
     pub actor: &'static str,
 }
+
+/// Take the flow down: this kind of actor does not move.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct FailFlow(pub &'static str);
 
 /// Finish what is in flight until `deadline`, commit, and end.
 #[derive(Message, Clone, Copy)]
@@ -127,6 +139,7 @@ pub struct FlowSupervisor {
     consumers: HashMap<u32, Addr<PartitionConsumer>>,
     draining: bool,
     progress: (u64, Instant),
+    pulse: Arc<Pulse>,
 }
 
 impl FlowSupervisor {
@@ -156,7 +169,10 @@ impl FlowSupervisor {
             metrics: parts.instruments.flow(&parts.view.name),
             instruments: parts.instruments.clone(),
             going_down: AtomicBool::new(false),
+            incarnation: parts.view.begin_incarnation(),
         });
+        let limit = config.supervision.stalled_after;
+        let pulse = (parts.view.pulses).register_thread("flow_supervisor", parts.view.name.clone(), limit);
         FlowSupervisor {
             parts,
             address,
@@ -169,6 +185,7 @@ impl FlowSupervisor {
             consumers: HashMap::new(),
             draining: false,
             progress: (0, Instant::now()),
+            pulse,
         }
     }
 
@@ -192,6 +209,11 @@ impl FlowSupervisor {
             self.commands.push(poll.commands());
             self.poll.push(poll);
         }
+        let arbiters = self.lanes.iter().filter_map(|lane| lane.arbiter.as_ref());
+        self.shared.view.set_stop(StopFlow {
+            lanes: arbiters.map(Arbiter::handle).collect(),
+            polls: self.commands.clone(),
+        });
         Ok(())
     }
 
@@ -200,6 +222,14 @@ impl FlowSupervisor {
         let handle = arbiter.handle();
         let shared = self.shared.clone();
         let clock = Arc::new(LaneClock::new(shared.config.caches.len()));
+        let limit = shared.config.supervision.stalled_after;
+        let pulse = (shared.view.pulses).register_thread("lane", format!("lane {lane}"), limit);
+        handle.spawn(async move {
+            loop {
+                pulse.moved("turned");
+                tokio::time::sleep(BEAT).await;
+            }
+        });
         let (mailbox, gauges) = (&shared.config.mailbox, &shared.mailboxes);
 
         let link_parts = RemoteLinkParts {
@@ -217,8 +247,9 @@ impl FlowSupervisor {
         );
 
         let (its_shared, its_clock) = (shared.clone(), clock.clone());
-        let coalescer =
-            BatchCoalescer::start_in_arbiter(&handle, move |_| BatchCoalescer::new(its_shared, its_clock, to_link));
+        let coalescer = BatchCoalescer::start_in_arbiter(&handle, move |_| {
+            BatchCoalescer::new(its_shared, lane, its_clock, to_link)
+        });
         let to_coalescer = Handoff::new(
             coalescer.clone().recipient(),
             mailbox.batch_coalescer,
@@ -269,7 +300,13 @@ impl FlowSupervisor {
             view: self.shared.view.clone(),
             flow: ctx.address().recipient(),
             ended: ctx.address().recipient(),
+            pulse: self.shared.view.pulses.register_patient(
+                "poll_thread",
+                self.shared.view.name.clone(),
+                POLL_PATIENCE + config.flow.revoke_timeout,
+            ),
         };
+        settings.pulse.holds(1, None);
         let (group, name) = match retry {
             false => (
                 config.kafka.group_for(&config.region, &peer.region),
@@ -306,32 +343,36 @@ impl FlowSupervisor {
                 .then_some("partition_consumer")
         };
         let poll = || self.poll.iter().any(PollThread::is_finished).then_some("poll_thread");
-        if let Some(actor) = gone.or_else(consumer).or_else(poll).or_else(|| self.stalled()) {
+        if let Some(actor) = gone.or_else(consumer).or_else(poll).or_else(|| self.lost()) {
             self.fail(actor, ctx);
         }
     }
 
-    /// Work, a session, nobody to wait for, and still no outcome: something hangs.
-    fn stalled(&mut self) -> Option<&'static str> {
+    /// The pulses show every stage that hangs; this is for what none of them has: events with a permit that never end.
+    fn lost(&mut self) -> Option<&'static str> {
         let (accounts, _, _) = self.shared.view.accounts.total();
+        // A key that becomes dirty has moved as well.
         let ended: u64 = Outcome::ALL.iter().map(|outcome| accounts.ended(*outcome)).sum();
+        let ended = ended + accounts.dirty;
+        let limit = self.shared.config.supervision.stalled_after * LOST_AFTER;
         let links = self.shared.view.links();
         let open = links
             .iter()
             .all(|link| link.as_ref().is_some_and(|link| link.state == "open"));
-        let waits = !self.shared.view.waits().is_empty();
         let now = Instant::now();
-        if ended != self.progress.0 || accounts.in_flight == 0 || !open || waits {
+        if ended != self.progress.0 || accounts.in_flight == 0 || !open {
             self.progress = (ended, now);
             return None;
         }
-        if now - self.progress.1 < STALLED_AFTER {
+        if now - self.progress.1 < limit {
             return None;
         }
         tracing::error!(
             flow = self.shared.view.name,
             in_flight = accounts.in_flight,
-            "no outcome although there is work"
+            dirty = accounts.dirty,
+            ?limit,
+            "events in flight and sessions open, but nothing ends: restarting the flow"
         );
         Some("watchdog")
     }
@@ -349,14 +390,16 @@ impl FlowSupervisor {
         self.commands.clear();
         self.consumers.clear();
         let poll = std::mem::take(&mut self.poll);
+        let name = self.shared.view.name.clone();
         let join = tokio::task::spawn_blocking(move || {
             for poll in &poll {
                 let _ = poll.commands().send(PollCommand::Stop);
             }
-            poll.into_iter().for_each(PollThread::join);
-            // Nothing of the old lanes may still write into what the next flow shows.
-            for arbiter in arbiters {
-                let _ = arbiter.join();
+            for poll in poll {
+                join_or_abandon(&format!("poll thread of {name}"), move || poll.join());
+            }
+            for (n, arbiter) in arbiters.into_iter().enumerate() {
+                join_arbiter(&format!("lane {n} of {name}"), arbiter);
             }
         });
         ctx.spawn(join.into_actor(self).map(move |_, act, ctx| {
@@ -376,6 +419,7 @@ impl Actor for FlowSupervisor {
             return;
         }
         ctx.run_interval(WATCH_EVERY, |act, ctx| {
+            act.pulse.moved("counted its children");
             if !act.poll.is_empty() && !act.draining {
                 act.watch(ctx);
             }
@@ -425,6 +469,16 @@ impl Handler<PollThreadEnded> for FlowSupervisor {
     fn handle(&mut self, _: PollThreadEnded, ctx: &mut Self::Context) {
         if !self.poll.is_empty() && !self.draining {
             self.fail("poll_thread", ctx);
+        }
+    }
+}
+
+impl Handler<FailFlow> for FlowSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, FailFlow(actor): FailFlow, ctx: &mut Self::Context) {
+        if !self.poll.is_empty() && !self.draining {
+            self.fail(actor, ctx);
         }
     }
 }

@@ -35,6 +35,11 @@
 //!     ├── AgentSession ...          one per inbound link; just ends, the peer dials again
 //!     └── CacheWriter ...           one per memcached server; its connection is a state behind a circuit breaker
 //! ```
+//!
+//! Every actor, thread and poll thread keeps a [pulse](crate::pulse), which the root looks at. A stage that has work, waits for
+//! nobody and has not moved for `supervision.stalled_after` is restarted as if it had panicked: the flow, or the agent. What
+//! hangs is abandoned after [a moment](crate::threads::JOIN_LIMIT): the accounts hear nothing of partition consumers below a
+//! floor, and the agent's [fence](crate::agent::Fence) lets none of its writers through. A root that hangs ends the process.
 
 pub mod region_supervisor;
 

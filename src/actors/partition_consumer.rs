@@ -31,6 +31,7 @@ use crate::permits::Urgency;
 use crate::poll_thread::{
     Chunk, ChunkReady, PartitionQueue, PollCommand, RecordEntry, RecordExtra, RevokePartition, Revoked,
 };
+use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{
     EventsReported, Fate, FlowShared, HeldEvent, ORIGIN_OTHER, PartitionReport, Stage, Ticket, wall_ms,
 };
@@ -98,6 +99,7 @@ pub struct PartitionConsumer {
     dead_letters: usize,
     revoke: Option<RevokePartition>,
     careful: Careful,
+    pulse: Arc<Pulse>,
     /// The last numbers have been handed over: nothing more is taken or reported.
     ended: bool,
 }
@@ -108,6 +110,10 @@ impl PartitionConsumer {
         PartitionConsumer {
             tracker: Tracker::new(parts.queue.generation),
             careful: Careful::new(&parts),
+            pulse: {
+                let place = format!("{}[{}]", parts.queue.at.topic, parts.queue.at.partition);
+                parts.shared.view.pulses.register("partition_consumer", place)
+            },
             parts,
             first: None,
             newest: HashMap::default(),
@@ -132,6 +138,7 @@ impl Actor for PartitionConsumer {
             .insert(self.parts.id, reports);
         self.publish();
         ctx.run_interval(self.parts.shared.config.kafka.commit_interval, |act, _| act.commit());
+        ctx.run_interval(PULSE_EVERY, |act, _| act.show_pulse());
         let (ready, revoke) = (ctx.address().recipient(), ctx.address().recipient());
         if !self.parts.queue.attach(ready, revoke) {
             // Revoked before it began: it has consumed nothing.
@@ -206,6 +213,22 @@ impl Drop for TakenPermits {
 }
 
 impl PartitionConsumer {
+    fn show_pulse(&self) {
+        let waits_for = if self.waiting.is_some() {
+            Some("room at a reader, or permits")
+        } else if self.careful.trial.is_some() {
+            Some("events on trial")
+        } else if self.dead_letters >= MAX_DEAD_LETTERS {
+            Some("kafka to take dead letters")
+        } else if self.revoke.is_some() || self.ended {
+            Some("the end of its assignment")
+        } else {
+            None
+        };
+        let work = self.parts.queue.len() + self.careful.groups.len() + usize::from(self.working);
+        self.pulse.holds(work as u64, waits_for);
+    }
+
     /// Takes the next chunk if nothing keeps it from doing so.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         while !self.working && !self.ended && self.revoke.is_none() && self.dead_letters < MAX_DEAD_LETTERS {
@@ -224,6 +247,8 @@ impl PartitionConsumer {
 
     /// Decodes a chunk, gives every record its account, and keeps the newest event per key.
     fn take(&mut self, chunk: &Chunk, ctx: &mut Context<Self>) -> Vec<HeldEvent> {
+        let _inside = self.pulse.enter("took a chunk");
+        self.pulse.moved("took a chunk");
         let careful = self.careful.begin(chunk);
         fail::fail_point!("partition_consumer_chunk");
         let mut events: Vec<HeldEvent> = Vec::with_capacity(chunk.records.len());

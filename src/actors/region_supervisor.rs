@@ -13,16 +13,20 @@ use actix::prelude::*;
 use actix_rt::Arbiter;
 use tokio::time::Instant;
 
-use crate::agent::AgentShared;
+use crate::agent::{AgentShared, Fence};
 use crate::handoff::Handoff;
 use crate::intensity::Intensity;
+use crate::pulse::Stall;
+use crate::threads::join_arbiter;
 
 use super::agent_listener::{AgentListener, AgentListenerParts};
 use super::cache_writer::CacheWriter;
-use super::flow_supervisor::{DrainFlow, FlowDrained, FlowFailed, FlowParts, FlowSupervisor};
+use super::flow_supervisor::{DrainFlow, FailFlow, FlowDrained, FlowFailed, FlowParts, FlowSupervisor};
 
 /// How often the children are counted.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// How often the agent shows that its thread turns.
+const BEAT: Duration = Duration::from_millis(250);
 /// How long after the deadline a flow may take to commit and end.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// Everything is done, or was drained.
@@ -47,6 +51,7 @@ struct Flow {
 
 struct Agent {
     arbiter: Arbiter,
+    fence: Arc<Fence>,
     listener: Addr<AgentListener>,
     writers: Vec<Addr<CacheWriter>>,
 }
@@ -103,13 +108,23 @@ impl RegionSupervisor {
         // Ticks and stamps begin anew together: a look stamped by the old ones has no session left to come in.
         let tick = Arc::new(AtomicU64::new(0));
         let shared = &self.agent_shared;
+        let fence = Arc::new(Fence::new(shared.servers.len()));
+        let (region, limit) = (&shared.config.region, shared.config.supervision.stalled_after);
+        let pulse = shared.pulses.register_thread("agent", region.clone(), limit);
+        handle.spawn(async move {
+            loop {
+                pulse.moved("turned");
+                tokio::time::sleep(BEAT).await;
+            }
+        });
         let slots = shared.config.mailbox.cache_writer;
         let mut writers = Vec::new();
         let mut handoffs = Vec::new();
         for server in 0..shared.servers.len() {
-            let (its_shared, its_tick) = (shared.clone(), tick.clone());
-            let writer =
-                CacheWriter::start_in_arbiter(&handle, move |_| CacheWriter::new(its_shared, its_tick, server));
+            let (its_shared, its_tick, its_fence) = (shared.clone(), tick.clone(), fence.clone());
+            let writer = CacheWriter::start_in_arbiter(&handle, move |_| {
+                CacheWriter::new(its_shared, its_tick, its_fence, server)
+            });
             handoffs.push(Handoff::new(
                 writer.clone().recipient(),
                 slots,
@@ -125,6 +140,7 @@ impl RegionSupervisor {
         let listener = Supervisor::start_in_arbiter(&handle, move |_| AgentListener::new(parts, socket));
         self.agent = Some(Agent {
             arbiter,
+            fence,
             listener,
             writers,
         });
@@ -147,6 +163,7 @@ impl RegionSupervisor {
         if let Some(actor) = gone {
             self.rebuild_agent(actor, ctx);
         }
+        self.watch_pulses(ctx);
         let dead: Vec<usize> = self
             .flows
             .iter()
@@ -160,6 +177,36 @@ impl RegionSupervisor {
             .collect();
         for n in dead {
             self.rebuild_flow(n, "flow_supervisor", ctx);
+        }
+    }
+
+    /// Looks whether every stage moves; one that does not is restarted with what it belongs to.
+    fn watch_pulses(&mut self, ctx: &mut Context<Self>) {
+        let (now, limit) = (Instant::now(), self.agent_shared.config.supervision.stalled_after);
+        for n in 0..self.flows.len() {
+            let Some((_, supervisor)) = &self.flows[n].running else {
+                continue;
+            };
+            let view = &self.flows[n].parts.view;
+            let Some(stall) = view.pulses.stalled(now, limit) else {
+                continue;
+            };
+            say_stalled(&view.name, &stall);
+            // A flow's supervisor shares its thread with the partition consumers.
+            let hangs = stall.inside.is_some() && stall.actor == "partition_consumer";
+            if hangs || stall.actor == "flow_supervisor" {
+                self.rebuild_flow(n, stall.actor, ctx);
+            } else {
+                // Once: until it has gone down, or has shown that it cannot.
+                view.pulses.forgive(now);
+                supervisor.do_send(FailFlow(stall.actor));
+            }
+        }
+        if let Some(stall) = self.agent_shared.pulses.stalled(now, limit)
+            && self.agent.is_some()
+        {
+            say_stalled("agent", &stall);
+            self.rebuild_agent(stall.actor, ctx);
         }
     }
 
@@ -186,8 +233,16 @@ impl RegionSupervisor {
         if !self.restart(actor, "agent", ctx) {
             return;
         }
-        // Joined first: an old writer that still began a call could do so after a new writer has settled.
-        let join = tokio::task::spawn_blocking(move || agent.arbiter.join());
+        // Joined first: an old writer that still began a call could do so after a new writer has settled. One that cannot be
+        // joined gets no call through.
+        let shared = self.agent_shared.clone();
+        let join = tokio::task::spawn_blocking(move || {
+            if !join_arbiter("agent", agent.arbiter) {
+                agent.fence.close();
+                shared.abandon_sessions();
+            }
+            shared.pulses.clear();
+        });
         ctx.spawn(join.into_actor(self).map(|_, act, _| {
             if let Err(error) = act.start_agent() {
                 tracing::error!(%error, "agent could not be rebuilt");
@@ -200,13 +255,16 @@ impl RegionSupervisor {
         let Some((arbiter, _)) = self.flows[n].running.take() else {
             return;
         };
-        let name = self.flows[n].parts.view.name.clone();
+        let flow_stop = self.flows[n].parts.view.clone();
+        let name = flow_stop.name.clone();
         if !self.restart(actor, &name, ctx) {
             return;
         }
-        // Joined first: an old actor that still ran would report into the accounts of the new one.
+        // Joined first: what an old actor still reports belongs to the old accounts.
         arbiter.stop();
-        let join = tokio::task::spawn_blocking(move || arbiter.join());
+        flow_stop.stop_rest();
+        let thread = format!("supervisor of {name}");
+        let join = tokio::task::spawn_blocking(move || join_arbiter(&thread, arbiter));
         ctx.spawn(join.into_actor(self).map(move |_, act, _| {
             let flow = &mut act.flows[n];
             let left = flow.parts.view.accounts.total().0.in_flight_total();
@@ -214,7 +272,7 @@ impl RegionSupervisor {
             let by_events = actor != "poll_thread";
             let in_flight = flow.parts.view.suspects().flow_went_down(by_events, Instant::now());
             tracing::info!(flow = name, in_flight, "flow is down, building it anew");
-            flow.parts.view.reset();
+            flow.parts.view.reset(flow.parts.consumer_ids.load(SeqCst));
             match act.deadline {
                 None => Self::start_flow(flow),
                 // Not built again only to be drained: what it held will be replayed.
@@ -253,6 +311,27 @@ impl RegionSupervisor {
         self.exit.store(code, SeqCst);
         System::current().stop();
     }
+}
+
+fn say_stalled(whose: &str, stall: &Stall) {
+    let Stall {
+        actor,
+        place,
+        inside,
+        last,
+        work,
+        since,
+    } = stall;
+    tracing::error!(
+        of = whose,
+        stage = actor,
+        place,
+        inside = inside.unwrap_or("nothing"),
+        last = last.unwrap_or("nothing yet"),
+        work,
+        ?since,
+        "stage has work and does not move, restarting it"
+    );
 }
 
 impl Actor for RegionSupervisor {

@@ -25,6 +25,7 @@ use crate::failpoint;
 use crate::handoff::{Carried, Slot};
 use crate::link::{LinkError, connect, hello, limits, terms};
 use crate::outcome::Outcome;
+use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, Stage, wall_us};
 use crate::tls::TlsMaterial;
 use crate::wire::{self, Ack, Decoder, Frame, HelloAck, Limits, Ping, Pong, Status};
@@ -34,6 +35,9 @@ use super::cache_reader::{CacheReader, KeysAnswered, KeysDirtied, SessionStarted
 
 /// Frames that may wait for the socket: one being written and one ready to follow it.
 const WRITER_FRAMES: usize = 2;
+/// A peer that answers pings but acks nothing has so many times `supervision.stalled_after` to find what hangs on its side;
+/// then the session ends, and all it has is looked at again.
+const ACKS_WITHIN: u32 = 2;
 /// Bytes asked of the socket at once; acks are small.
 const READ_BYTES: usize = 64 << 10;
 
@@ -87,6 +91,8 @@ struct Session {
     window: u64,
     used: u64,
     heard: Instant,
+    /// When the peer last acked anything, or was sent the first batch since.
+    acked: Instant,
     /// The peer drains: nothing more is sent.
     leaving: bool,
 }
@@ -118,6 +124,7 @@ pub struct RemoteLink {
     next_batch: u64,
     next_ping: u64,
     view: LinkView,
+    pulse: Arc<Pulse>,
 }
 
 impl RemoteLink {
@@ -142,6 +149,11 @@ impl RemoteLink {
             next_batch: 0,
             next_ping: 0,
             view,
+            pulse: parts
+                .shared
+                .view
+                .pulses
+                .register("remote_link", format!("lane {}", parts.lane)),
             parts,
         }
     }
@@ -158,6 +170,7 @@ impl Actor for RemoteLink {
         ctx.run_later(wait, |act, ctx| act.dial(ctx));
         let ping = self.parts.shared.config.link.ping_interval;
         ctx.run_interval(ping, |act, ctx| act.keep_alive(ctx));
+        ctx.run_interval(PULSE_EVERY, |act, _| act.show_pulse());
     }
 }
 
@@ -184,6 +197,7 @@ impl Handler<Carried<ShipBatch>> for RemoteLink {
     type Result = ();
 
     fn handle(&mut self, Carried { message, slot }: Carried<ShipBatch>, ctx: &mut Self::Context) {
+        let _inside = self.pulse.enter("took a batch");
         fail::fail_point!("remote_link_ship");
         failpoint::at_keys("remote_link_event", message.items.iter().map(|item| &item.event.key));
         self.waiting.push_back((message, slot));
@@ -237,6 +251,18 @@ impl Handler<Written> for RemoteLink {
 }
 
 impl RemoteLink {
+    fn show_pulse(&self) {
+        let waits_for = match &self.state {
+            State::Waiting | State::Dialling => Some("a session"),
+            State::Open(open) if open.leaving => Some("the peer, which is leaving"),
+            // Has a limit of its own, or the relay would be restarted for what its peer does.
+            State::Open(_) if !self.outstanding.is_empty() => Some("acks of the peer"),
+            State::Open(_) => None,
+        };
+        self.pulse
+            .holds((self.waiting.len() + self.outstanding.len()) as u64, waits_for);
+    }
+
     fn dial(&mut self, ctx: &mut Context<Self>) {
         self.state = State::Dialling;
         self.set_view("dialling");
@@ -289,6 +315,7 @@ impl RemoteLink {
             window: ack.window_bytes,
             used: 0,
             heard: Instant::now(),
+            acked: Instant::now(),
             leaving: false,
         });
         self.view.last_error = None;
@@ -342,6 +369,9 @@ impl RemoteLink {
                 head: head.freeze(),
                 payload: frame.payload,
             });
+            if open.used == 0 {
+                open.acked = Instant::now();
+            }
             open.used += size;
             if let Some(last) = batch.items.last() {
                 self.parts.shared.lag(Stage::Sent, last.event.produced_at_ms);
@@ -428,6 +458,10 @@ impl RemoteLink {
                 open.used -= batch.window;
             }
         }
+        self.pulse.moved("heard an ack");
+        if let State::Open(open) = &mut self.state {
+            open.acked = Instant::now();
+        }
         if let Some(produced_at_ms) = newest {
             self.parts.shared.lag(Stage::Acked, produced_at_ms);
         }
@@ -451,7 +485,7 @@ impl RemoteLink {
         let offset = offset.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
         self.view.rtt_us = Some(rtt);
         self.view.clock_offset_us = Some(offset);
-        self.parts.shared.view.set_link(self.parts.lane, self.view.clone());
+        self.parts.shared.set_link(self.parts.lane, self.view.clone());
     }
 
     fn keep_alive(&mut self, ctx: &mut Context<Self>) {
@@ -459,6 +493,11 @@ impl RemoteLink {
         let State::Open(open) = &self.state else { return };
         if open.heard.elapsed() > limit {
             self.end(LinkError::Silent(limit), ctx);
+            return;
+        }
+        let limit = self.parts.shared.config.supervision.stalled_after * ACKS_WITHIN;
+        if !self.outstanding.is_empty() && open.acked.elapsed() > limit {
+            self.end(LinkError::NoAcks(limit), ctx);
             return;
         }
         self.ping();
@@ -544,7 +583,7 @@ impl RemoteLink {
         self.view.state = state;
         self.view.since = Instant::now();
         self.view.attempts = self.backoff.attempts();
-        self.parts.shared.view.set_link(self.parts.lane, self.view.clone());
+        self.parts.shared.set_link(self.parts.lane, self.view.clone());
     }
 }
 

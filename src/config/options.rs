@@ -356,6 +356,8 @@ section! {
         pub max_restarts: u32 as Count<0> = 10,
         /// The time in which they are counted. Default: `"1m"`.
         pub within: Duration as Time = seconds(60),
+        /// A stage that has work, waits for nobody and has not moved for so long is restarted, and counts. Default: `"30s"`.
+        pub stalled_after: Duration as Time = seconds(30),
     }
 }
 

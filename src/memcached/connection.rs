@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, lookup_host};
 
@@ -72,6 +72,16 @@ impl Connection {
     /// The server's address as given to [`Connection::connect`].
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// A second handle on the socket, to shut it down with.
+    pub fn socket(&self) -> Result<Socket, MemcachedError> {
+        SockRef::from(&self.stream)
+            .try_clone()
+            .map_err(|source| MemcachedError::Io {
+                address: self.address.clone(),
+                source,
+            })
     }
 
     /// Whether a call can still succeed on this connection.

@@ -23,3 +23,4 @@ mod poison_harms_nothing_else;
 mod strangers_are_refused;
 mod supervision;
 mod survives_a_dead_peer;
+mod what_hangs_is_restarted;
