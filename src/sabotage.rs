@@ -16,7 +16,7 @@ pub fn commit_early(watermark: i64, open: u64) -> i64 {
     watermark
 }
 
-/// `apply_late`: writes values of earlier calls once more, behind newer ones of their keys, past the stamps.
+/// `apply_late`: writes values of earlier calls once more, some time after newer ones of their keys, past the stamps.
 pub fn apply_late(writes: &mut Vec<Write>) {
     let _ = &writes;
     fail::fail_point!("apply_late", |_| held::apply_late(writes));
@@ -26,28 +26,39 @@ pub fn apply_late(writes: &mut Vec<Write>) {
 mod held {
     use std::collections::VecDeque;
     use std::sync::{Mutex, PoisonError};
+    use std::time::Duration;
+
+    use tokio::time::Instant;
 
     use crate::memcached::{Write, WriteOp};
 
     /// One write of each call, for so many calls: a hot key is written again within them.
     const HELD: usize = 256;
+    /// How long the newer value stands: long enough to be seen.
+    const LATE_BY: Duration = Duration::from_millis(50);
+
+    /// Writes of the past, and when one is due, once a newer one of its key has gone by.
+    static WRITES: Mutex<VecDeque<(Write, Option<Instant>)>> = Mutex::new(VecDeque::new());
 
     pub(super) fn apply_late(writes: &mut Vec<Write>) {
-        static WRITES: Mutex<VecDeque<Write>> = Mutex::new(VecDeque::new());
         let mut held = WRITES.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = writes
-            .iter()
-            .find(|write| matches!(write.op, WriteOp::Set { .. }))
-            .cloned();
-        let newer: Vec<_> = writes.iter().map(|write| write.key.clone()).collect();
-        held.retain(|old| {
-            let late = newer.contains(&old.key);
+        let now = Instant::now();
+        for (old, due) in held.iter_mut().filter(|(_, due)| due.is_none()) {
+            *due = writes.iter().any(|new| new.key == old.key).then_some(now + LATE_BY);
+        }
+        held.extend(
+            writes
+                .iter()
+                .find(|write| matches!(write.op, WriteOp::Set { .. }))
+                .map(|write| (write.clone(), None)),
+        );
+        held.retain(|(old, due)| {
+            let late = due.is_some_and(|due| due <= now);
             if late {
                 writes.push(old.clone());
             }
             !late
         });
-        held.extend(next);
         if held.len() > HELD {
             held.pop_front();
         }

@@ -1,7 +1,7 @@
 //! The short form of every fault of the lab (`make faults` runs the long ones), and proof that the lab notices what it
 //! should: with an agent that drops or reorders writes, and a relay that commits too early.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evrepl_lab::faults::catalogue::{FAULTS, Fault, Part, Sums};
 use evrepl_lab::faults::{Live, Plan, Row, Setup, run, two_at_random};
@@ -61,10 +61,13 @@ nothing_is_lost! {
     nothing_is_lost_by_corrupted_bytes: "link_corrupt",
     nothing_is_lost_by_a_restarted_broker: "broker_restarted",
     nothing_is_lost_by_a_stopped_broker: "broker_stopped",
+    #[ignore = "a flow whose librdkafka has lost its last broker (librdkafka issue 5301) stays without one"]
+    nothing_is_lost_by_a_frozen_broker: "broker_frozen",
     nothing_is_lost_by_a_storm_of_rebalances: "rebalance_storm",
     nothing_is_lost_by_growing_partitions: "partitions_grow",
     nothing_is_lost_by_an_unreachable_destination_server: "dest_unreachable",
     nothing_is_lost_by_a_frozen_destination_server: "dest_frozen",
+    nothing_is_lost_by_killing_whoever_had_written_a_frozen_server: "dest_frozen_killed",
     nothing_is_lost_by_a_slow_destination_server: "dest_slow",
     nothing_is_lost_by_a_full_destination_server: "dest_full",
     #[ignore = "there is no `evrepl replay` yet"]
@@ -91,7 +94,7 @@ static SABOTAGE: Fault = Fault {
     short_seconds: 5,
     breaks: &[Part::Settings],
     sums: Sums::Exact,
-    isolated: false,
+    isolated: None,
     setup: |_| {},
     play: |world, time| {
         world.hold(time);
@@ -142,19 +145,23 @@ fn the_lab_notices_a_look_that_is_applied_late_behind_the_stamps() {
     assert!(row.steps_back > 0, "steps back {}: {:?}", row.steps_back, row.problems);
 }
 
-/// kill -9 while events are in flight, whose partition has a commit behind the first of them.
+/// kill -9 while events wait whose key can't be looked at, with a commit behind the first of each partition.
 static KILLED_BEHIND_A_COMMIT: Fault = Fault {
     play: |world, _| {
-        world.link().cut();
+        let source = world.source(0).proxy.as_ref().expect("a proxy in front of each server");
+        source.cut();
         let relay = world.relay();
-        let committed = || evrepl_lab::flow_sums(&[relay])[0].committed;
-        // From before the cut: the last events that were finished are committed, and one more.
-        let before = committed();
-        wait_until("the last watermark is committed", Duration::from_secs(20), || {
-            committed() > before
+        // What was looked at before goes its way; then nothing can be finished any more, and the last commit has been made.
+        let (mut last, mut since) = (0, Instant::now());
+        wait_until("the last watermarks are committed", Duration::from_secs(30), || {
+            let committed = evrepl_lab::flow_sums(&[relay])[0].committed;
+            if committed != last {
+                (last, since) = (committed, Instant::now());
+            }
+            since.elapsed() > Duration::from_secs(3)
         });
         world.kill_and_start(relay, Duration::ZERO);
-        world.link().pass();
+        source.pass();
         Ok(())
     },
     ..SABOTAGE
@@ -167,6 +174,6 @@ fn the_lab_notices_one_event_that_is_committed_early_with_a_kill_behind_it() {
         setup.load.hot_keys = 0;
         failpoints(&mut setup.environment[0], "commit_early=return");
     });
-    // One of each of four partitions, if it was in flight at the last commit.
+    // One of each of four partitions.
     assert!((1..=4).contains(&row.lost), "lost {}: {:?}", row.lost, row.problems);
 }

@@ -1,6 +1,8 @@
 //! An application that writes: memcached first, then the event.
 
+use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cache::{Cache, CacheClient};
 use crate::kafka::{KafkaClient, Outgoing, Producer};
@@ -44,13 +46,18 @@ pub struct Writer {
     client: CacheClient,
     producer: Producer,
     format: Format,
+    kafka: String,
+    properties: Vec<(String, String)>,
 }
 
 impl Writer {
     pub(crate) fn new(cache: Arc<Cache>, kafka: &KafkaClient, properties: &[(&str, &str)]) -> Writer {
+        let own = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
         Writer {
             client: cache.client(),
             producer: kafka.producer(properties),
+            kafka: kafka.address().into(),
+            properties: properties.iter().map(own).collect(),
             cache,
             format: Format::default(),
         }
@@ -96,11 +103,11 @@ impl Writer {
         self.produce(key, op.event(self.format), &[]);
     }
 
-    /// The same with a timestamp (milliseconds since the Unix epoch) instead of now: an application whose clock is wrong.
-    pub fn say_at(&self, op: Op, key: &[u8], timestamp: Option<i64>) {
+    /// Produces a record value with a timestamp (milliseconds since the Unix epoch; `None`: now), without writing memcached.
+    pub fn produce_at(&self, key: &[u8], value: &[u8], timestamp: Option<i64>) {
         self.producer.send(Outgoing {
             timestamp,
-            ..Outgoing::new(&self.cache.topic, key, op.event(self.format))
+            ..Outgoing::new(&self.cache.topic, key, value)
         });
     }
 
@@ -144,6 +151,27 @@ impl Writer {
         }
         self.flush();
         total
+    }
+
+    /// How many events are under way to Kafka.
+    pub fn under_way(&self) -> u64 {
+        self.producer.under_way()
+    }
+
+    /// Gives up what is under way and goes on with a new producer, if Kafka answers a new client: librdkafka 2.12 may lose its
+    /// last broker for good (its issue 5301). Whether it did.
+    pub fn renew(&mut self) -> bool {
+        let kafka = KafkaClient::new(&self.kafka);
+        // A refused connection is told at once; librdkafka would go on trying.
+        let answers = TcpStream::connect(&self.kafka).is_ok() && kafka.answers(Duration::from_secs(2));
+        if answers {
+            let properties = self
+                .properties
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str()));
+            self.producer = kafka.producer(&properties.collect::<Vec<_>>());
+        }
+        answers
     }
 
     /// Returns when every event so far is in Kafka.

@@ -3,24 +3,30 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::catalogue::{Fault, Part, Sums};
-use super::world::World;
+use super::catalogue::{Fault, Part, Side, Sums};
+use super::world::{Setup, World};
 use crate::memcached::Put;
 use crate::region::evrepl;
 
 /// The server that is broken.
 pub const BROKEN: usize = 0;
 
+/// Three servers on each side, and little patience with dirty keys: some of them are parked.
+fn three_servers(setup: &mut Setup) {
+    (setup.source_servers, setup.destination_servers) = (3, 3);
+    setup.settings += "[flow]\nmax_dirty_keys = 2000\nretry_budget = \"3s\"\nretry_backoff_max = \"5s\"\n";
+}
+
 /// The run that the isolation of others is compared with.
 pub static NOTHING: Fault = Fault {
     name: "nothing",
-    about: "no fault, three destination servers: what the others are compared with",
+    about: "no fault, three servers on each side: what the others are compared with",
     seconds: 20,
     short_seconds: 4,
     breaks: &[],
     sums: Sums::Exact,
-    isolated: true,
-    setup: |setup| setup.destination_servers = 3,
+    isolated: Some(Side::Destination),
+    setup: three_servers,
     play: |world, time| {
         world.hold(time);
         Ok(())
@@ -59,6 +65,32 @@ pub static DEST_FROZEN: Fault = Fault {
     ..DEST_UNREACHABLE
 };
 
+pub static DEST_FROZEN_KILLED: Fault = Fault {
+    name: "dest_frozen_killed",
+    about: "a destination server freezes with writes in its socket, agent and relay are killed (kill -9), and it thaws",
+    seconds: 20,
+    short_seconds: 8,
+    breaks: &[Part::Destination, Part::Agent, Part::Relay],
+    isolated: None,
+    play: |world, time| {
+        let memcached = &world.destination(BROKEN).memcached;
+        let each = Duration::from_secs(4);
+        for _ in 0..(time.as_secs_f64() / each.as_secs_f64()).ceil() as u32 {
+            // What the dead agent had sent runs when memcached thaws, whatever its successor has written by then.
+            memcached.freeze();
+            world.hold(each / 4);
+            world.agent().kill();
+            world.kill_and_start(world.relay(), Duration::ZERO);
+            world.start_anew(world.agent());
+            world.hold(each / 4);
+            memcached.thaw();
+            world.hold(each / 2);
+        }
+        Ok(())
+    },
+    ..DEST_UNREACHABLE
+};
+
 pub static DEST_SLOW: Fault = Fault {
     name: "dest_slow",
     about: "one of three destination servers takes 500 ms for each answer",
@@ -80,7 +112,7 @@ pub static DEST_FULL: Fault = Fault {
     name: "dest_full",
     about: "one of three destination servers refuses writes (SERVER_ERROR out of memory)",
     setup: |setup| {
-        setup.destination_servers = 3;
+        three_servers(setup);
         // memcached -M refuses instead of evicting; small, so that it is full soon.
         setup.destination_memcached = ["-M", "-m", "16"].map(String::from).to_vec();
     },
@@ -137,7 +169,7 @@ pub static DEST_EMPTY: Fault = Fault {
     short_seconds: 4,
     breaks: &[Part::Destination, Part::Kafka],
     sums: Sums::Exact,
-    isolated: false,
+    isolated: None,
     play: |world, time| {
         let memcached = &world.destination(BROKEN).memcached;
         world.wiping(BROKEN);
@@ -175,8 +207,7 @@ pub static SOURCE_UNREACHABLE: Fault = Fault {
     seconds: 20,
     short_seconds: 6,
     breaks: &[Part::Source],
-    isolated: false,
-    setup: |setup| setup.source_servers = 3,
+    isolated: Some(Side::Source),
     play: |world, time| {
         let proxy = world
             .source(BROKEN)

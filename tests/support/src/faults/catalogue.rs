@@ -35,6 +35,13 @@ pub enum Sums {
     Committed,
 }
 
+/// Where one server of three is broken, so that the others must not feel it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
 /// A fault of the lab.
 #[derive(Debug)]
 pub struct Fault {
@@ -48,8 +55,8 @@ pub struct Fault {
     pub short_seconds: u64,
     pub breaks: &'static [Part],
     pub sums: Sums,
-    /// Whether it breaks one destination server of three, and the others must not feel it.
-    pub isolated: bool,
+    /// On which side it breaks one server of three; the others must not feel it.
+    pub isolated: Option<Side>,
     pub setup: fn(&mut Setup),
     /// Breaks, lets the time pass, and heals.
     pub play: fn(&World, Duration) -> Result<(), String>,
@@ -80,10 +87,12 @@ pub static FAULTS: &[&Fault] = &[
     &network::LINK_CORRUPT,
     &kafka::BROKER_RESTARTED,
     &kafka::BROKER_STOPPED,
+    &kafka::BROKER_FROZEN,
     &kafka::REBALANCE_STORM,
     &kafka::PARTITIONS_GROW,
     &caches::DEST_UNREACHABLE,
     &caches::DEST_FROZEN,
+    &caches::DEST_FROZEN_KILLED,
     &caches::DEST_SLOW,
     &caches::DEST_FULL,
     &caches::DEST_EMPTY,

@@ -12,7 +12,7 @@ pub static BROKER_RESTARTED: Fault = Fault {
     short_seconds: 6,
     breaks: &[Part::Kafka],
     sums: Sums::AtLeast,
-    isolated: false,
+    isolated: None,
     setup: |setup| setup.own_broker = true,
     play: |world, time| {
         let broker = world.broker.as_ref().expect("a broker of its own");
@@ -37,6 +37,21 @@ pub static BROKER_STOPPED: Fault = Fault {
         broker.stop();
         world.hold(time);
         broker.start_again();
+        Ok(())
+    },
+    ..BROKER_RESTARTED
+};
+
+pub static BROKER_FROZEN: Fault = Fault {
+    name: "broker_frozen",
+    about: "the broker is frozen (SIGSTOP) for longer than its own session; when it wakes it names no brokers for a moment",
+    seconds: 20,
+    short_seconds: 7,
+    play: |world, time| {
+        let broker = world.broker.as_ref().expect("a broker of its own");
+        broker.freeze();
+        world.hold(time);
+        broker.thaw();
         Ok(())
     },
     ..BROKER_RESTARTED

@@ -1,5 +1,6 @@
 //! An application that writes at a steady pace and keeps a history of what it wrote.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::Sender;
@@ -7,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::history::{History, Key, Write, value_of};
-use crate::writer::{Op, Writer};
+use crate::writer::{Format, Op, Writer};
 
 /// Between two pieces of writes; short enough that the destination sees a stream, not bursts.
 const TICK: Duration = Duration::from_millis(5);
@@ -48,6 +49,8 @@ pub struct LoadControl {
     stop: AtomicBool,
     pub writes: AtomicU64,
     pub poison: AtomicU64,
+    /// How often it went on with a new producer and said some events again.
+    pub renewals: AtomicU64,
     /// Added to the timestamps of its records: the clock of its region is wrong by this.
     pub clock_ms: AtomicI64,
 }
@@ -98,6 +101,20 @@ impl Drop for Load {
     }
 }
 
+/// A producer that delivers nothing for this long has lost its brokers, if Kafka answers others.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// Of records under way, none is this much older than the oldest would be if they were delivered one by one.
+const REPEATED: Duration = Duration::from_secs(5);
+
+/// An event that may have to be said again.
+struct Said {
+    at: Instant,
+    key: String,
+    event: &'static [u8],
+    timestamp: Option<i64>,
+}
+
 /// The writing thread.
 struct Pen {
     spec: LoadSpec,
@@ -106,6 +123,10 @@ struct Pen {
     control: Arc<LoadControl>,
     tell: OnceWritten,
     history: History,
+    /// Events that may not be in Kafka, how many are known to be under way, and since when none was delivered.
+    said: VecDeque<Said>,
+    under_way: u64,
+    stuck_since: Instant,
 }
 
 impl Pen {
@@ -121,6 +142,9 @@ impl Pen {
             control,
             tell,
             history,
+            said: VecDeque::new(),
+            under_way: 0,
+            stuck_since: Instant::now(),
         }
     }
 
@@ -135,10 +159,60 @@ impl Pen {
                 written += 1;
                 self.control.writes.store(written, Relaxed);
             }
+            self.look_after_delivery();
             thread::sleep(TICK);
         }
+        while self.writer.under_way() > 0 {
+            self.look_after_delivery();
+            thread::sleep(TICK);
+        }
+        // Fails if one was given up.
         self.writer.flush();
         self.history
+    }
+
+    fn say(&mut self, key: String, event: &'static [u8]) {
+        let clock = self.control.clock_ms.load(Relaxed);
+        let timestamp = (clock != 0).then(|| now_ms() + clock);
+        self.writer.produce_at(key.as_bytes(), event, timestamp);
+        self.under_way += 1;
+        self.said.push_back(Said {
+            at: Instant::now(),
+            key,
+            event,
+            timestamp,
+        });
+    }
+
+    /// Says again what may be lost in a producer that delivers nothing more. An event twice does no harm.
+    fn look_after_delivery(&mut self) {
+        let under_way = self.writer.under_way();
+        if under_way < self.under_way || under_way == 0 {
+            self.stuck_since = Instant::now();
+            self.forget_delivered(under_way);
+        }
+        self.under_way = under_way;
+        if self.stuck_since.elapsed() < STUCK {
+            return;
+        }
+        self.stuck_since = Instant::now();
+        if !self.writer.renew() {
+            return;
+        }
+        self.control.renewals.fetch_add(1, Relaxed);
+        for said in &self.said {
+            self.writer.produce_at(said.key.as_bytes(), said.event, said.timestamp);
+        }
+        self.under_way = self.writer.under_way();
+    }
+
+    fn forget_delivered(&mut self, under_way: u64) {
+        let delivered = self.said.len().saturating_sub(under_way as usize);
+        let oldest = self.said.get(delivered).map_or_else(Instant::now, |said| said.at);
+        let known = |said: &Said| said.at + REPEATED < oldest;
+        while self.said.front().is_some_and(known) {
+            self.said.pop_front();
+        }
     }
 
     fn one(&mut self, number: u64) {
@@ -173,9 +247,7 @@ impl Pen {
         done.unwrap_or_else(|error| panic!("writing {key} in the source memcached: {error}"));
         let answered = Instant::now();
         let op = if delete { Op::Delete } else { Op::Set };
-        let clock = self.control.clock_ms.load(Relaxed);
-        let timestamp = (clock != 0).then(|| now_ms() + clock);
-        self.writer.say_at(op, name.as_bytes(), timestamp);
+        self.say(name, op.event(Format::MessagePack));
         Write {
             version,
             delete,

@@ -13,7 +13,7 @@ pub static LINK_CUT: Fault = Fault {
     short_seconds: 6,
     breaks: &[Part::Link],
     sums: Sums::Exact,
-    isolated: false,
+    isolated: None,
     setup: |_| {},
     play: |world, time| {
         world.link().cut();

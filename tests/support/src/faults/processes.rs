@@ -6,6 +6,8 @@
 use std::time::Duration;
 
 use super::catalogue::{Fault, Part, Sums};
+use super::world::World;
+use crate::wait::holds_within;
 
 /// How long a killed process stays away.
 const AWAY: Duration = Duration::from_secs(2);
@@ -20,7 +22,7 @@ pub static KILL_RELAY: Fault = Fault {
     short_seconds: 6,
     breaks: &[Part::Relay],
     sums: Sums::Exact,
-    isolated: false,
+    isolated: None,
     setup: |_| {},
     play: |world, time| {
         for _ in 0..rounds(time) {
@@ -73,7 +75,7 @@ pub static STOP_RELAY: Fault = Fault {
     short_seconds: 8,
     breaks: &[Part::Relay, Part::Members],
     sums: Sums::AtLeast,
-    isolated: false,
+    isolated: None,
     setup: |setup| setup.second_relay = true,
     play: |world, time| {
         world.relay().freeze();
@@ -105,7 +107,7 @@ pub static POISON: Fault = Fault {
     short_seconds: 4,
     breaks: &[Part::Load],
     sums: Sums::Exact,
-    isolated: false,
+    isolated: None,
     setup: |setup| setup.load.poison = 10,
     play: |world, time| {
         world.hold(time);
@@ -120,20 +122,36 @@ pub static CLOCK_ONE_RELAY: Fault = Fault {
     short_seconds: 6,
     breaks: &[Part::Clock, Part::Relay, Part::Members],
     sums: Sums::Exact,
-    isolated: false,
+    isolated: None,
     setup: |setup| {
         setup.second_relay = true;
         setup.clock = true;
     },
     play: |world, time| {
-        for offset in ["+1h", "-1h"] {
-            world.set_clock("relay-1", offset);
+        for hours in [1, -1] {
+            world.set_clock(world.relay(), hours);
+            its_clock_has_jumped(world, hours)?;
             world.hold(time / 2);
         }
-        world.set_clock("relay-1", "+0");
+        world.set_clock(world.relay(), 0);
         Ok(())
     },
 };
+
+/// Waits until the relay's pings tell that its clock and the agent's are so far apart.
+fn its_clock_has_jumped(world: &World, hours: i32) -> Result<(), String> {
+    let jumped = holds_within(Duration::from_secs(5), || {
+        let status = world.relay().try_status().unwrap_or_default();
+        let offset = status["flows"][0]["links"][0]["clock_offset_ms"]
+            .as_f64()
+            .unwrap_or(0.0);
+        offset.abs() > 0.9 * HOUR_MS as f64 && (offset < 0.0) == (hours > 0)
+    });
+    match jumped {
+        true => Ok(()),
+        false => Err(format!("the clock did not jump by {hours} h, or nobody noticed")),
+    }
+}
 
 pub static CLOCK_REGION: Fault = Fault {
     name: "clock_region",
@@ -141,12 +159,13 @@ pub static CLOCK_REGION: Fault = Fault {
     breaks: &[Part::Clock, Part::Relay],
     setup: |setup| setup.clock = true,
     play: |world, time| {
-        for (offset, ms) in [("+1h", HOUR_MS), ("-1h", -HOUR_MS)] {
-            world.set_clock("relay-1", offset);
-            world.set_writers_clock(ms);
+        for hours in [1, -1] {
+            world.set_clock(world.relay(), hours);
+            world.set_writers_clock(i64::from(hours) * HOUR_MS);
+            its_clock_has_jumped(world, hours)?;
             world.hold(time / 2);
         }
-        world.set_clock("relay-1", "+0");
+        world.set_clock(world.relay(), 0);
         world.set_writers_clock(0);
         Ok(())
     },
@@ -160,7 +179,7 @@ pub static BIG_VALUES: Fault = Fault {
     short_seconds: 8,
     breaks: &[Part::Load, Part::Link, Part::Settings],
     sums: Sums::Exact,
-    isolated: false,
+    isolated: None,
     setup: |setup| {
         // 12 MB a second: ten times the 8 MiB that may be in flight within the short form.
         (setup.load.rate, setup.load.value_bytes, setup.load.hot_keys) = (60, 200_000, 4);
@@ -184,7 +203,7 @@ pub static MAILBOX_ONE: Fault = Fault {
     short_seconds: 4,
     breaks: &[Part::Settings],
     sums: Sums::Exact,
-    isolated: false,
+    isolated: None,
     setup: |setup| {
         setup.settings += "[mailbox]\npartition_consumer = 1\ncache_reader = 1\nbatch_coalescer = 1\nremote_link = 1\n\
                            agent_session = 1\ncache_writer = 1\n";

@@ -1,6 +1,7 @@
 //! One run of the lab: everything is started, broken, healed, and checked.
 
 use std::fs;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -13,11 +14,11 @@ use evrepl::outcome::Outcome;
 
 use super::accounts::{Accounts, memory_limit, name_of, sample};
 use super::caches::BROKEN;
-use super::catalogue::{Fault, Sums};
+use super::catalogue::{Fault, Side, Sums};
 use super::history::{Held, History, Key, check};
 use super::load::{Load, LoadControl, tell_servers};
 use super::said;
-use super::watcher::{Watched, Watchers};
+use super::watcher::{Arrival, Watched, Watchers};
 use super::world::{CACHE, Setup, World};
 use crate::place::target;
 use crate::region::{flow_sums, settled_within};
@@ -25,6 +26,9 @@ use crate::wait::holds_within;
 
 /// Load before the fault and after it: the fault shall meet a stream that flows, and leave one that has to flow again.
 const AROUND: Duration = Duration::from_millis(1_500);
+
+/// How long it is watched after it has caught up: what an abandoned connection still holds would come within this.
+const AFTERWARDS: Duration = Duration::from_millis(500);
 
 /// What a run consists of.
 #[derive(Clone, Debug)]
@@ -225,14 +229,15 @@ fn play(plan: &Plan, setup: &Setup, world: &World, live: &Live) -> Played {
     let healed = Instant::now();
     live.stage("healed");
     world.hold(AROUND);
-    let history = load.finish().unwrap_or_else(|error| {
-        problems.push(error);
-        History::default()
-    });
+    // Without a history nothing can be judged: the run has failed, whatever the product did.
+    let history = load
+        .finish()
+        .unwrap_or_else(|error| panic!("{}", [problems.join("\n"), error].join("\n")));
     live.stage("catching up");
     if let Err(error) = settled_within(&world.running(), plan.settle_within) {
         problems.push(error);
     }
+    world.hold(AFTERWARDS);
     Played {
         history,
         watched: watchers.finish(),
@@ -269,8 +274,9 @@ fn judge(plan: &Plan, world: &World, played: Played, accounts: &Accounts, limits
     problems.extend(compare_with_kafka(world, sums));
     let poison = world.load.poison.load(Relaxed);
     let buried = accounts.outcome(Outcome::DeadLettered);
-    // Whoever is consumed again after a kill is also buried again.
-    if buried < poison || (buried > poison && sums == Sums::Exact && !world.was_replaced()) {
+    // What is consumed, or said, once more is also buried once more.
+    let once = sums == Sums::Exact && !world.was_replaced() && world.load.renewals.load(Relaxed) == 0;
+    if buried < poison || (buried > poison && once) {
         problems.push(format!("{poison} records were no events, {buried} were dead-lettered"));
     }
     let (peak, limit) = closest(accounts, limits);
@@ -287,7 +293,7 @@ fn judge(plan: &Plan, world: &World, played: Played, accounts: &Accounts, limits
         .filter(|arrival| before(arrival.written))
         .map(|arrival| arrival.seen)
         .max();
-    let isolated = plan.faults.iter().any(|fault| fault.isolated);
+    let isolated = plan.faults.iter().find_map(|fault| fault.isolated);
     Row {
         name: plan.name.clone(),
         events: history.writes() + poison,
@@ -300,7 +306,7 @@ fn judge(plan: &Plan, world: &World, played: Played, accounts: &Accounts, limits
             .map(|last| last.saturating_duration_since(healed).as_secs_f64()),
         peak,
         limit,
-        others: isolated.then(|| others(&watched, begun, healed)),
+        others: isolated.map(|side| others(world, side, &watched, begun..healed)),
         problems,
     }
 }
@@ -386,13 +392,15 @@ fn closest(accounts: &Accounts, limits: &[(String, u64)]) -> (u64, u64) {
     limits.iter().filter_map(of).max_by_key(share).unwrap_or_default()
 }
 
-fn others(watched: &[Watched], begun: Instant, healed: Instant) -> Others {
-    let whole = watched.iter().enumerate().filter(|(server, _)| *server != BROKEN);
-    let arrivals = whole.flat_map(|(_, watched)| &watched.arrivals);
-    let during: Vec<_> = arrivals
-        .filter(|arrival| (begun..healed).contains(&arrival.written))
-        .collect();
-    let arrived = during.iter().filter(|arrival| arrival.seen <= healed).count();
+fn others(world: &World, side: Side, watched: &[Watched], fault: Range<Instant>) -> Others {
+    let cache = match side {
+        Side::Source => world.relay().cache(CACHE),
+        Side::Destination => world.agent().cache(CACHE),
+    };
+    let whole = |arrival: &&Arrival| cache.server_of(Key::Once(arrival.key).to_string().as_bytes()) != BROKEN;
+    let arrivals = watched.iter().flat_map(|watched| &watched.arrivals).filter(whole);
+    let during: Vec<&Arrival> = arrivals.filter(|arrival| fault.contains(&arrival.written)).collect();
+    let arrived = during.iter().filter(|arrival| arrival.seen <= fault.end).count();
     let mut times: Vec<f64> = during
         .iter()
         .map(|arrival| (arrival.seen - arrival.written).as_secs_f64() * 1e3)
@@ -400,7 +408,7 @@ fn others(watched: &[Watched], begun: Instant, healed: Instant) -> Others {
     times.sort_unstable_by(f64::total_cmp);
     let quantile = |share: f64| times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1)));
     Others {
-        per_second: arrived as f64 / (healed - begun).as_secs_f64(),
+        per_second: arrived as f64 / (fault.end - fault.start).as_secs_f64(),
         p50_ms: quantile(0.5).copied().unwrap_or(f64::NAN),
         p99_ms: quantile(0.99).copied().unwrap_or(f64::NAN),
     }

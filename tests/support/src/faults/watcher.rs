@@ -21,6 +21,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// A key written once that has arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
+    /// The number of the key, a [`Key::Once`].
+    pub key: u32,
     pub written: Instant,
     pub seen: Instant,
 }
@@ -157,7 +159,7 @@ impl Reader {
                 break;
             };
             match found {
-                Some(_) => self.watched.arrivals.push(Arrival { written, seen }),
+                Some(_) => self.watched.arrivals.push(Arrival { key, written, seen }),
                 // To the end: one that never comes must not stand in front of those that do.
                 None => self.awaited.push_back((key, written)),
             }

@@ -51,7 +51,8 @@ impl Default for Setup {
             clock: false,
             memcached: Vec::new(),
             destination_memcached: Vec::new(),
-            settings: format!("[kafka]\nsession_timeout = \"{SESSION_TIMEOUT}\"\n"),
+            // Two lanes: keys of one flow that travel beside each other.
+            settings: format!("[kafka]\nsession_timeout = \"{SESSION_TIMEOUT}\"\n[flow]\nlanes = 2\n"),
             environment: [Vec::new(), Vec::new()],
             load: LoadSpec::default(),
         }
@@ -149,8 +150,10 @@ impl World {
             })
             .build();
         let second = pair.us.another_node("relay-2");
-        for (region, which) in [(&pair.us, "relay-1"), (&second, "relay-2")] {
-            let Some(clocks) = &clocks else { continue };
+        for region in [&pair.us, &second] {
+            let (Some(clocks), which) = (&clocks, region.node()) else {
+                continue;
+            };
             clocks.set(which, "+0");
             region.set_env("LD_PRELOAD", Some(&faketime().to_string_lossy()));
             region.set_env("FAKETIME_TIMESTAMP_FILE", Some(&clocks.file(which).to_string_lossy()));
@@ -250,10 +253,11 @@ impl World {
         !self.notes().began_at.is_empty()
     }
 
-    /// Sets the clock of a relay by its node's name: an offset as libfaketime takes it, `+0`, `+1h`, `-1h`.
-    pub fn set_clock(&self, node: &str, offset: &str) {
+    /// Sets the clock of a relay ahead, or back, by so many hours.
+    pub fn set_clock(&self, region: &Region, hours: i32) {
         let clocks = self.clocks.as_ref().expect("a world with clocks");
-        clocks.set(node, offset);
+        // As libfaketime takes it.
+        clocks.set(region.node(), &format!("{hours:+}h"));
     }
 
     /// The clock of the applications in the source region.

@@ -92,11 +92,15 @@ impl KafkaClient {
 
     /// Whether it answers a question about its metadata within `limit`.
     pub fn answers(&self, limit: Duration) -> bool {
-        self.with_consumer("", |consumer| {
+        let answers = self.with_consumer("", |consumer| {
             consumer
                 .fetch_metadata(None, limit)
                 .is_ok_and(|all| !all.brokers().is_empty())
-        })
+        });
+        if !answers {
+            self.forget("");
+        }
+        answers
     }
 
     /// Creates a topic and waits until it can be written. `configs` are topic configs, such as `("retention.ms", "-1")`.
@@ -125,37 +129,23 @@ impl KafkaClient {
     /// The topic's partitions that have a leader, in order; empty when there is no such topic.
     pub fn partitions(&self, topic: &str) -> Vec<i32> {
         let what = format!("the partitions of {topic}");
-        let mut partitions: Vec<i32> = self.with_consumer("", |consumer| {
-            let all = patiently(&what, |limit| consumer.fetch_metadata(Some(topic), limit));
-            let found = all
-                .topics()
-                .iter()
-                .filter(|found| found.error().is_none())
-                .flat_map(|found| found.partitions());
-            found
-                .filter(|one| one.error().is_none() && one.leader() >= 0)
-                .map(|one| one.id())
-                .collect()
-        });
+        let all = self.patiently("", &what, |consumer, limit| consumer.fetch_metadata(Some(topic), limit));
+        let found = all.topics().iter().filter(|found| found.error().is_none());
+        let found = found.flat_map(|found| found.partitions());
+        let led = found.filter(|one| one.error().is_none() && one.leader() >= 0);
+        let mut partitions: Vec<i32> = led.map(|one| one.id()).collect();
         partitions.sort_unstable();
         partitions
     }
 
     /// (partition, end offset) of every partition: how many records were ever written to each.
     pub fn end_offsets(&self, topic: &str) -> Vec<(i32, i64)> {
-        let partitions = self.partitions(topic);
-        self.with_consumer("", |consumer| {
-            partitions
-                .into_iter()
-                .map(|partition| {
-                    let what = format!("the end offset of {topic}[{partition}]");
-                    (
-                        partition,
-                        patiently(&what, |limit| consumer.fetch_watermarks(topic, partition, limit)).1,
-                    )
-                })
-                .collect()
-        })
+        let end = |partition| {
+            let what = format!("the end offset of {topic}[{partition}]");
+            let ask = |consumer: &BaseConsumer, limit| consumer.fetch_watermarks(topic, partition, limit);
+            (partition, self.patiently("", &what, ask).1)
+        };
+        self.partitions(topic).into_iter().map(end).collect()
     }
 
     /// (partition, committed offset) of every partition; `None` where the group has committed nothing.
@@ -165,8 +155,8 @@ impl KafkaClient {
             wanted.add_partition(topic, partition);
         }
         let what = format!("the offsets of {group} in {topic}");
-        let found = self.with_consumer(group, |consumer| {
-            patiently(&what, |limit| consumer.committed_offsets(wanted.clone(), limit))
+        let found = self.patiently(group, &what, |consumer, limit| {
+            consumer.committed_offsets(wanted.clone(), limit)
         });
         let mut offsets: Vec<(i32, Option<i64>)> = found
             .elements()
@@ -282,6 +272,27 @@ impl KafkaClient {
         act(consumer)
     }
 
+    /// Repeats a question that may fail while a restarted broker finds its feet: its old connections die one by one, and its
+    /// group coordinator loads for a moment. Each time from a new client, since librdkafka 2.12 may have lost its last broker
+    /// for good (its issue 5301). Panics when that takes longer than [`CALL`].
+    fn patiently<T>(&self, group: &str, what: &str, ask: impl Fn(&BaseConsumer, Duration) -> KafkaResult<T>) -> T {
+        let deadline = Instant::now() + CALL;
+        loop {
+            match self.with_consumer(group, |consumer| ask(consumer, CALL / 3)) {
+                Ok(answer) => return answer,
+                Err(error) if Instant::now() >= deadline => panic!("{what}: {error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+            self.forget(group);
+        }
+    }
+
+    /// The next question comes from a new client.
+    fn forget(&self, group: &str) {
+        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.remove(group);
+    }
+
     fn admin(
         &self,
         topic: &str,
@@ -299,19 +310,6 @@ impl KafkaClient {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((_, code)) => panic!("changing topic {topic}: {code}"),
             }
-        }
-    }
-}
-
-/// Repeats a question that may fail while a restarted broker finds its feet: its old connections die one by one, and its
-/// group coordinator loads for a moment. Panics when that takes longer than [`CALL`].
-fn patiently<T>(what: &str, ask: impl Fn(Duration) -> KafkaResult<T>) -> T {
-    let deadline = Instant::now() + CALL;
-    loop {
-        match ask(CALL) {
-            Ok(answer) => return answer,
-            Err(error) if Instant::now() >= deadline => panic!("{what}: {error}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
 }

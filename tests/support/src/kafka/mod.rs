@@ -19,6 +19,9 @@ use crate::process::{Process, Signal};
 /// A JVM that starts while two cores compile or test takes far longer than its usual three seconds.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
+/// Enough for a lab; its second compiler would only take CPU from what is tested.
+const JVM: [&str; 2] = ["-Xmx512m", "-XX:TieredStopAtLevel=1"];
+
 /// Base64 of `evrepl-lab-kafka`: 16 bytes, as a cluster id must have. Every lab broker is a cluster of its own.
 const CLUSTER_ID: &str = "ZXZyZXBsLWxhYi1rYWZrYQ";
 
@@ -29,7 +32,10 @@ const CLUSTER_ID: &str = "ZXZyZXBsLWxhYi1rYWZrYQ";
 /// When Kafka's jars or Java are missing, or it doesn't start.
 pub fn broker() -> &'static Broker {
     static SHARED: OnceLock<Broker> = OnceLock::new();
-    SHARED.get_or_init(Broker::start)
+    // Nobody kills this one, so nothing is gained by noticing its death soon. And on a machine that stalls for some seconds it
+    // must not be fenced: it would name no brokers for a moment, which librdkafka 2.12 never recovers from (its issue 5301).
+    let patient = [("broker.session.timeout.ms", "60000")];
+    SHARED.get_or_init(|| Broker::start_with(&patient, &JVM))
 }
 
 /// A Kafka process in KRaft mode, broker and controller in one, on ports of its own. Dereferences to its [`KafkaClient`].
@@ -49,7 +55,7 @@ impl Broker {
     /// # Panics
     /// As [`broker`].
     pub fn start() -> Broker {
-        Broker::start_with(&[], &["-Xmx512m", "-XX:TieredStopAtLevel=1"])
+        Broker::start_with(&[], &JVM)
     }
 
     /// The same with further server properties, and other options for the JVM (load runs want its second compiler).

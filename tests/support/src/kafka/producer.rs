@@ -151,6 +151,17 @@ impl Producer {
         assert_eq!(failed, 0, "{failed} records were not delivered");
     }
 
+    /// How many records Kafka has neither acknowledged nor, in the end, refused.
+    pub fn under_way(&self) -> u64 {
+        let Deliveries {
+            sent,
+            delivered,
+            failed,
+        } = &*self.deliveries;
+        let ended = delivered.load(Ordering::Relaxed) + failed.load(Ordering::Relaxed);
+        sent.load(Ordering::Relaxed).saturating_sub(ended)
+    }
+
     /// How many records Kafka has acknowledged.
     pub fn delivered(&self) -> u64 {
         self.deliveries.delivered.load(Ordering::Relaxed)
