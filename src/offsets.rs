@@ -524,6 +524,83 @@ mod tests {
         }
     }
 
+    /// What may happen to one partition over several assignments.
+    #[derive(Clone, Debug)]
+    enum Life {
+        /// The consumer takes so many records.
+        Take(u64),
+        /// One of the events that are out, of this or an earlier assignment, ends.
+        End(usize),
+        /// The watermark is written to Kafka.
+        Commit,
+        /// The partition is revoked in order: the last watermark is written, what is out stays out, late.
+        Revoke,
+        /// The process dies: nothing more is written.
+        Die,
+    }
+
+    fn life() -> impl Strategy<Value = Life> {
+        prop_oneof![
+            10 => (1u64..9).prop_map(Life::Take),
+            30 => any::<usize>().prop_map(Life::End),
+            6 => Just(Life::Commit),
+            1 => Just(Life::Revoke),
+            1 => Just(Life::Die),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn whatever_is_finished_revoked_and_restarted_no_commit_passes_an_event_that_never_finished(
+            steps in prop::collection::vec(life(), 1..300), gaps in prop::collection::vec(1i64..4, 64)
+        ) {
+            // The partition's records, and those that have ended in some assignment.
+            let mut offsets = vec![0i64];
+            for gap in gaps.iter().cycle().take(5_000) {
+                offsets.push(offsets.last().unwrap() + gap);
+            }
+            let mut ended = std::collections::HashSet::new();
+            let (mut generation, mut committed) = (1, 0i64);
+            let (mut it, mut next) = (Tracker::new(generation), 0usize);
+            // (generation, number, offset) of events that somebody downstream holds.
+            let mut out: Vec<(u64, Seq, i64)> = Vec::new();
+            for step in steps {
+                match step {
+                    Life::Take(count) => for _ in 0..count {
+                        let offset = offsets[next];
+                        next += 1;
+                        out.push((it.generation(), it.open(offset), offset));
+                    },
+                    Life::End(which) if !out.is_empty() => {
+                        let (of, seq, offset) = out.swap_remove(which % out.len());
+                        ended.insert(offset);
+                        let late = it.late();
+                        // What carries another generation is not this tracker's: its caller ignores and counts it.
+                        if of == it.generation() {
+                            prop_assert!(it.finish(seq, Applied));
+                            prop_assert_eq!(it.late(), late);
+                        }
+                    }
+                    Life::End(_) => {}
+                    Life::Commit => committed = it.commit_due().unwrap_or(committed),
+                    Life::Revoke | Life::Die => {
+                        if matches!(step, Life::Revoke) {
+                            it.release_open();
+                            committed = it.watermark().unwrap_or(committed);
+                        }
+                        generation += 1;
+                        it = Tracker::new(generation);
+                        next = offsets.partition_point(|offset| *offset < committed);
+                    }
+                }
+                prop_assert!(it.accounts().balanced());
+                let unfinished = offsets.iter().find(|offset| !ended.contains(*offset)).unwrap();
+                prop_assert!(committed <= *unfinished, "committed {committed}, but {unfinished} never ended");
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
         #[test]

@@ -32,6 +32,8 @@ const MAX_CHUNK_EVENTS: usize = 16 * 1024;
 const MAX_CHUNK_BYTES: usize = 4 << 20;
 /// How long a poll may wait: also how long a command may wait to be seen.
 const IDLE_POLL: Duration = Duration::from_millis(10);
+/// The same for retry topics, where nobody waits for milliseconds.
+const IDLE_RETRY_POLL: Duration = Duration::from_millis(50);
 /// The same while a partition waits for room, which nobody announces.
 const PAUSED_POLL: Duration = Duration::from_millis(2);
 /// How often the high watermarks are read from librdkafka's cache, for the offset lag.
@@ -660,6 +662,7 @@ impl<'a> PollLoop<'a> {
             let timeout = match (collected, paused) {
                 (_, true) => PAUSED_POLL,
                 (true, false) => Duration::ZERO,
+                (false, false) if self.rebalances.settings.retry => IDLE_RETRY_POLL,
                 (false, false) => IDLE_POLL,
             };
             // A burst: poll without looking at commands until librdkafka has nothing more at hand.
