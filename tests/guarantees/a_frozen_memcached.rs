@@ -84,7 +84,7 @@ fn writes_that_a_killed_agent_left_in_a_frozen_memcached_step_no_key_back() {
         let version = written.load(SeqCst) + 1;
         // In one order and then in the other: what is written first by one connection is written last by another.
         let mut keys: Vec<&String> = keys.iter().collect();
-        if version % 2 == 0 {
+        if version.is_multiple_of(2) {
             keys.reverse();
         }
         let mut writer = pair.us.writer("sessions");
