@@ -177,7 +177,7 @@ pub static BIG_VALUES: Fault = Fault {
     about: "values of 200 kB, more than ten times the permitted bytes in flight, over a link that carries a third of them",
     seconds: 20,
     short_seconds: 8,
-    breaks: &[Part::Load, Part::Link, Part::Settings],
+    breaks: &[Part::Load, Part::Link, Part::Destination, Part::Settings],
     sums: Sums::Exact,
     isolated: None,
     setup: |setup| {

@@ -270,7 +270,9 @@ fn judge(plan: &Plan, world: &World, played: Played, accounts: &Accounts, limits
         problems.push(format!("only {} samples of /status", accounts.samples));
     }
     problems.extend(accounts.wrong.iter().cloned());
-    let sums = plan.faults.iter().map(|fault| fault.sums).max().unwrap_or(Sums::Exact);
+    let lost_sums = world.sums_are_lost().then_some(Sums::Committed);
+    let sums = plan.faults.iter().map(|fault| fault.sums).chain(lost_sums).max();
+    let sums = sums.unwrap_or(Sums::Exact);
     problems.extend(compare_with_kafka(world, sums));
     let poison = world.load.poison.load(Relaxed);
     let buried = accounts.outcome(Outcome::DeadLettered);
@@ -293,7 +295,11 @@ fn judge(plan: &Plan, world: &World, played: Played, accounts: &Accounts, limits
         .filter(|arrival| before(arrival.written))
         .map(|arrival| arrival.seen)
         .max();
-    let isolated = plan.faults.iter().find_map(|fault| fault.isolated);
+    // Beside a second fault nobody knows whose it is that the others feel.
+    let isolated = match plan.faults[..] {
+        [only] => only.isolated,
+        _ => None,
+    };
     Row {
         name: plan.name.clone(),
         events: history.writes() + poison,
