@@ -174,6 +174,8 @@ pub struct PartitionQueue {
     flow_events: Arc<AtomicUsize>,
     flow_limit: usize,
     gauge: Arc<MailboxGauge>,
+    /// Where it is shown that the partition waits for a retry record's time.
+    view: Arc<FlowView>,
     /// Fetching is paused because the queue is full.
     pub paused: AtomicBool,
     /// One above the partition's last record as the last fetch reported it; -1 when unknown.
@@ -230,6 +232,10 @@ impl PartitionQueue {
         self.len() == 0
     }
 
+    fn show_wait(&self, until: Option<Instant>) {
+        self.view.set_retry_wait(&self.at, until);
+    }
+
     fn idle(&self) -> bool {
         !self.busy.load(SeqCst) && self.lock().chunks.is_empty()
     }
@@ -259,6 +265,7 @@ impl Drop for PartitionQueue {
             self.flow_events.fetch_sub(chunk.records.len(), Relaxed);
             self.gauge.left();
         }
+        self.show_wait(None);
     }
 }
 
@@ -397,6 +404,7 @@ impl RebalanceListener for Arc<Rebalances> {
                     flow_events: self.flow_events.clone(),
                     flow_limit: self.settings.queue_events,
                     gauge: self.settings.gauge.clone(),
+                    view: self.settings.view.clone(),
                     paused: AtomicBool::new(false),
                     high_watermark: std::sync::atomic::AtomicI64::new(-1),
                 })
@@ -607,7 +615,9 @@ impl Lane {
             key: record.key().to_vec(),
             value: record.value().to_vec(),
         };
-        self.not_before = Some((Instant::now() + wait, waiting));
+        let due = Instant::now() + wait;
+        self.not_before = Some((due, waiting));
+        self.queue.show_wait(Some(due));
         false
     }
 
@@ -615,6 +625,7 @@ impl Lane {
     fn ripen(&mut self, now: Instant) {
         if let Some((_, waiting)) = self.not_before.take_if(|(due, _)| *due <= now) {
             self.put(&waiting.key, &waiting.value, waiting.entry);
+            self.queue.show_wait(None);
         }
     }
 }

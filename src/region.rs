@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::time::Instant;
 
 use crate::admin::{
-    AgentStatus, Check, FlowStatus, LinkStatus, MailboxStatus, Outcomes, Readiness, ServerStatus, SessionStatus,
-    Status, StatusSource, WaitingFor,
+    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, Outcomes, Readiness, ServerStatus,
+    SessionStatus, Status, StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
 use crate::config::Config;
@@ -35,6 +35,7 @@ impl Region {
         // One snapshot: the identity of the accounts holds in every answer.
         let (accounts, offset_lag, paused) = view.accounts.total();
         let now = Instant::now();
+        let (retry_partitions, retry_next) = view.retry_waits();
         let links = view.links();
         let open = links.iter().flatten().filter(|link| link.state == "open").count();
         let state = if view.draining.load(Relaxed) {
@@ -62,6 +63,12 @@ impl Region {
             offset_lag: offset_lag.map(|lag| lag as u64),
             lag_seconds: lags.collect(),
             paused_partitions: paused as u64,
+            retry_partitions_waiting: retry_partitions as u64,
+            retry_next_seconds: retry_next.map(|at| at.saturating_duration_since(now).as_secs_f64()),
+            kafka_trouble: view.kafka_trouble().map(|(reason, since)| KafkaTrouble {
+                reason,
+                since_seconds: (now - since).as_secs_f64(),
+            }),
             links: links
                 .into_iter()
                 .flatten()
@@ -194,7 +201,7 @@ impl StatusSource for Region {
                 let detail = if ok { "session open".to_owned() } else { detail };
                 checks.push(check(&format!("peer {peer}"), ok, false, detail));
             }
-            let kafka = view.kafka_trouble();
+            let kafka = view.kafka_trouble().map(|(trouble, _)| trouble);
             let ok = kafka.is_none();
             let detail = kafka.unwrap_or_else(|| "answers".to_owned());
             checks.push(check(&format!("kafka {}", view.name), ok, false, detail));

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::event::{Op, TraceContext};
 use crate::handoff::Mailboxes;
 use crate::hashing::Ring;
+use crate::kafka::TopicPartition;
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
@@ -350,8 +351,10 @@ pub struct FlowView {
     pub draining: AtomicBool,
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
-    /// Of the source topics, and of the retry topics.
-    kafka: Mutex<[Option<String>; 2]>,
+    /// Of the source topics, and of the retry topics: what keeps them from being read, and since when.
+    kafka: Mutex<[Option<(String, Instant)>; 2]>,
+    /// Retry partitions that wait for the time of their next record, and that time.
+    retries: Mutex<HashMap<TopicPartition, Instant>>,
     suspects: Mutex<Suspects>,
     /// The pulses of everything in it.
     pub pulses: Pulses,
@@ -383,6 +386,7 @@ impl FlowView {
             draining: AtomicBool::new(false),
             reconnects: AtomicU64::new(0),
             kafka: Mutex::default(),
+            retries: Mutex::default(),
             suspects: Mutex::default(),
             pulses: Pulses::default(),
             incarnation: AtomicU64::new(0),
@@ -414,15 +418,33 @@ impl FlowView {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What keeps Kafka from being read, if anything does.
-    pub fn kafka_trouble(&self) -> Option<String> {
+    /// A retry partition waits until then for its next record, or for nothing any more.
+    pub fn set_retry_wait(&self, at: &TopicPartition, until: Option<Instant>) {
+        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        match until {
+            Some(until) => retries.insert(at.clone(), until),
+            None => retries.remove(at),
+        };
+    }
+
+    /// How many retry partitions wait for the time of their next record, and the first such time.
+    pub fn retry_waits(&self) -> (usize, Option<Instant>) {
+        let retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        (retries.len(), retries.values().min().copied())
+    }
+
+    /// What keeps Kafka from being read, if anything does, and since when.
+    pub fn kafka_trouble(&self) -> Option<(String, Instant)> {
         let troubles = self.kafka.lock().unwrap_or_else(PoisonError::into_inner);
         troubles.iter().flatten().next().cloned()
     }
 
     /// Notes what keeps the source topics, or the retry topics, from being read, or that nothing does.
     pub fn set_kafka_trouble(&self, retry: bool, trouble: Option<String>) {
-        self.kafka.lock().unwrap_or_else(PoisonError::into_inner)[usize::from(retry)] = trouble;
+        let mut kafka = self.kafka.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = &mut kafka[usize::from(retry)];
+        let since = slot.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        *slot = trouble.map(|trouble| (trouble, since));
     }
 
     /// Notes the lag at a stage, in microseconds.
@@ -483,6 +505,7 @@ impl FlowView {
         self.pulses.clear();
         self.accounts.retire_all(floor);
         self.waits.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.retries.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for link in self.links.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             *link = None;
         }

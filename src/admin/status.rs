@@ -72,6 +72,12 @@ pub struct FlowStatus {
     pub lag_seconds: BTreeMap<String, f64>,
     /// Partitions whose fetching is paused.
     pub paused_partitions: u64,
+    /// Retry partitions whose next record's time has not come.
+    pub retry_partitions_waiting: u64,
+    /// Seconds until the first of these records is taken.
+    pub retry_next_seconds: Option<f64>,
+    /// What keeps Kafka from being read; polling goes on.
+    pub kafka_trouble: Option<KafkaTrouble>,
     /// By lane.
     pub links: Vec<LinkStatus>,
     /// Sessions begun after the first one, all lanes together.
@@ -80,6 +86,16 @@ pub struct FlowStatus {
     pub waiting_for: Vec<WaitingFor>,
     /// Keys that became dirty, by reason, since the process began.
     pub looks_again: BTreeMap<String, u64>,
+}
+
+/// Kafka cannot be read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KafkaTrouble {
+    /// What librdkafka says.
+    pub reason: String,
+    /// For how long.
+    pub since_seconds: f64,
 }
 
 /// One link.

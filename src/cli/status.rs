@@ -165,6 +165,15 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
     if flow.paused_partitions > 0 {
         rows.push(row("paused", format!("{} partitions", flow.paused_partitions)));
     }
+    if let Some(trouble) = &flow.kafka_trouble {
+        let since = seconds(trouble.since_seconds);
+        rows.push(row("kafka", format!("{}, since {since}: polled on", trouble.reason)));
+    }
+    if let Some(next) = flow.retry_next_seconds {
+        let partitions = flow.retry_partitions_waiting;
+        let next = format!("{partitions} partitions wait for their time, the next for {next:.1} s");
+        rows.push(row("retries", next));
+    }
     for (lane, link) in flow.links.iter().enumerate() {
         rows.push(row(&format!("link {lane}"), link_text(link)));
     }
