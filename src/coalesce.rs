@@ -183,6 +183,7 @@ mod tests {
             event: HeldEvent {
                 key: Bytes::from(vec![key]),
                 cache: 0,
+                server: 0,
                 op: Op::Set,
                 ttl: None,
                 ver: seq,

@@ -152,6 +152,7 @@ mod tests {
         HeldEvent {
             key: Bytes::from_static(b"k"),
             cache: 0,
+            server: 0,
             op: Op::Touch,
             ttl: Some(60),
             ver: 7 << 16,

@@ -17,7 +17,7 @@ use crate::hashing::Ring;
 use crate::kafka::TopicPartition;
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
-use crate::permits::{ByteBudget, Permits};
+use crate::permits::{ByteBudget, PerServer, Permits};
 use crate::poll_thread::{PollCommand, RecordExtra};
 use crate::pulse::Pulses;
 use crate::suspects::Suspects;
@@ -40,6 +40,8 @@ pub struct HeldEvent {
     pub key: Bytes,
     /// Index of the cache in the configuration.
     pub cache: u16,
+    /// Number of the key's server among all servers of all caches: whose permit it holds.
+    pub server: u16,
     /// What happened; a touch only if every event merged into this one was a touch.
     pub op: Op,
     /// The writer's ttl, memcached's meaning; only a hint, and used only where nothing is looked at.
@@ -579,7 +581,6 @@ impl FlowShared {
 
     /// Tells each partition consumer what became of its events, and returns the permits of those that gave theirs up.
     pub fn report(&self, reports: &mut Reports) {
-        let permits = std::mem::take(&mut reports.permits);
         if !reports.fates.is_empty() {
             let consumers = self.consumers.read().unwrap_or_else(PoisonError::into_inner);
             for (consumer, fates) in reports.fates.drain(..) {
@@ -595,7 +596,8 @@ impl FlowShared {
                 }
             }
         }
-        self.permits.give(permits);
+        self.permits.give(&reports.permits);
+        reports.permits.clear();
     }
 
     /// The partition consumers of the flow that still run.
@@ -666,14 +668,14 @@ pub struct Reports {
     fates: Vec<(u32, Vec<(Seq, Fate)>)>,
     /// Where the last one went: events come in runs of one partition.
     last: usize,
-    permits: usize,
+    permits: PerServer,
 }
 
 impl Reports {
     /// An event that held a permit ended.
-    pub fn finished(&mut self, ticket: Ticket, outcome: Outcome) {
-        self.permits += 1;
-        self.push(ticket, Fate::Finished(outcome));
+    pub fn finished(&mut self, event: &HeldEvent, outcome: Outcome) {
+        self.give(event.server);
+        self.push(event.ticket, Fate::Finished(outcome));
     }
 
     /// An event that waited as dirty, without a permit, ended.
@@ -682,9 +684,17 @@ impl Reports {
     }
 
     /// An event gave its permit up and waits as dirty.
-    pub fn dirty(&mut self, ticket: Ticket) {
-        self.permits += 1;
-        self.push(ticket, Fate::Dirty);
+    pub fn dirty(&mut self, event: &HeldEvent) {
+        self.give(event.server);
+        self.push(event.ticket, Fate::Dirty);
+    }
+
+    fn give(&mut self, server: u16) {
+        let server = usize::from(server);
+        match self.permits.iter_mut().find(|(of, _)| *of == server) {
+            Some((_, count)) => *count += 1,
+            None => self.permits.push((server, 1)),
+        }
     }
 
     /// A dirty event has a permit again.

@@ -130,7 +130,7 @@ impl BatchCoalescer {
                 }
                 let shared = &self.shared;
                 if let Some(replaced) = self.open.push(item, now, |comes, held| shared.survives(comes, held)) {
-                    reports.finished(replaced.event.ticket, Outcome::Superseded);
+                    reports.finished(&replaced.event, Outcome::Superseded);
                     self.shared.give_bytes(replaced.bytes);
                 }
                 if let Some(trigger) = self.open.full() {

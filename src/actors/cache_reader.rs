@@ -440,7 +440,7 @@ impl CacheReader {
             events.push(event);
         }
         for event in events {
-            reports.dirty(event.ticket);
+            reports.dirty(&event);
             self.hold_dirty(event, why.clone(), now, &mut reports);
         }
         self.parts.shared.report(&mut reports);
@@ -496,9 +496,9 @@ impl CacheReader {
 
     fn take_permits(&mut self, due: Vec<HeldEvent>, ctx: &mut Context<Self>) {
         self.acquiring = true;
-        let shared = self.parts.shared.clone();
+        let (shared, number) = (self.parts.shared.clone(), self.parts.number);
         let take = async move {
-            shared.permits.take(due.len(), Urgency::Dirty).await;
+            shared.permits.take(vec![(number, due.len())], Urgency::Dirty).await;
             due
         };
         ctx.spawn(take.into_actor(self).map(|due, act, ctx| {
@@ -575,7 +575,7 @@ impl CacheReader {
             };
             if !self.dirty.is_empty() && self.dirty.contains(event.cache, &event.key) {
                 // It joins the key that waits and supersedes the event that waited.
-                reports.dirty(event.ticket);
+                reports.dirty(&event);
                 self.join(event, now, &mut reports);
                 continue;
             }
@@ -603,7 +603,7 @@ impl CacheReader {
         let server: Arc<str> = format!("{} to accept cache {cache}", self.parts.shared.peer().region).into();
         let mut reports = Reports::default();
         for event in events {
-            reports.dirty(event.ticket);
+            reports.dirty(&event);
             self.hold_dirty(event, Dirtied::Later { server: server.clone() }, now, &mut reports);
         }
         self.parts.shared.report(&mut reports);
@@ -709,7 +709,7 @@ impl CacheReader {
         }
         let mut reports = Reports::default();
         for event in events {
-            reports.dirty(event.ticket);
+            reports.dirty(&event);
             self.hold_dirty(event, why.clone(), now, &mut reports);
         }
         self.parts.shared.report(&mut reports);
@@ -753,7 +753,7 @@ impl CacheReader {
                 Looked::Miss | Looked::Stale { .. } => Seen::Nothing(Outcome::Missing),
                 Looked::Refused(reason) => {
                     tracing::debug!(server = self.parts.address, reason, "memcached refused a look");
-                    reports.dirty(event.ticket);
+                    reports.dirty(&event);
                     self.hold_dirty(event, Dirtied::LookAgain, now, &mut reports);
                     continue;
                 }

@@ -162,7 +162,7 @@ impl FlowSupervisor {
             config: config.clone(),
             caches,
             view: parts.view.clone(),
-            permits: Permits::new(config.flow.max_in_flight_events),
+            permits: Permits::new(config.flow.max_in_flight_events, first_server),
             bytes: ByteBudget::new(config.flow.max_in_flight_bytes),
             consumers: RwLock::default(),
             mailboxes: parts.mailboxes.clone(),

@@ -27,7 +27,7 @@ use crate::memcached;
 use crate::offsets::{Hold, Seq, Tracker};
 use crate::outcome::Outcome;
 use crate::parking::KEPT_HEADER_BYTES;
-use crate::permits::Urgency;
+use crate::permits::{PerServer, Urgency};
 use crate::poll_thread::{
     Chunk, ChunkReady, PartitionQueue, PollCommand, RecordEntry, RecordExtra, RevokePartition, Revoked,
 };
@@ -203,12 +203,12 @@ impl Handler<RevokePartition> for PartitionConsumer {
 /// Permits that were taken for events which are not yet a reader's; dropped, they go back.
 struct TakenPermits {
     shared: Arc<FlowShared>,
-    count: usize,
+    taken: PerServer,
 }
 
 impl Drop for TakenPermits {
     fn drop(&mut self) {
-        self.shared.permits.give(self.count);
+        self.shared.permits.give(&self.taken);
     }
 }
 
@@ -329,6 +329,8 @@ impl PartitionConsumer {
         Ok(Some(HeldEvent {
             key: key.clone(),
             cache: self.parts.cache,
+            // Of several servers the ring tells which when the chunk is split.
+            server: shared.caches[self.parts.cache as usize].first_server as u16,
             op: event.op,
             ttl: event.ttl,
             ver: event
@@ -359,22 +361,30 @@ impl PartitionConsumer {
     /// A group on trial takes every permit that chunks may have: nothing else is in flight beside it.
     fn hand_on(&mut self, Group { events, offsets }: Group, ctx: &mut Context<Self>) {
         self.working = true;
-        let count = match offsets.is_empty() {
-            true => events.len(),
-            false => self.parts.shared.permits.most_for_chunks(),
-        };
+        let count = events.len();
         let seqs: Vec<Seq> = events.iter().map(|event| event.ticket.seq).collect();
         let shares = self.split(events);
         let shared = self.parts.shared.clone();
         let readers = self.parts.readers.clone();
+        let mut wanted: PerServer = PerServer::new();
+        for (_, server, events) in &shares {
+            match wanted.iter_mut().find(|(of, _)| of == server) {
+                Some((_, count)) => *count += events.len(),
+                None => wanted.push((*server, events.len())),
+            }
+        }
+        if let Some((_, first)) = wanted.first_mut().filter(|_| !offsets.is_empty()) {
+            // A trial has the flow to itself.
+            *first += shared.permits.most_for_chunks().saturating_sub(count);
+        }
         let take = async move {
             let mut places = Vec::with_capacity(shares.len());
             for (lane, server, events) in shares {
                 // Without a reader the flow is about to be rebuilt.
                 places.push((readers[lane][server].reserve().await?, events));
             }
-            shared.permits.take(count, Urgency::Chunk).await;
-            Some((places, TakenPermits { shared, count }))
+            shared.permits.take(wanted.clone(), Urgency::Chunk).await;
+            Some((places, TakenPermits { shared, taken: wanted }))
         };
         let handle = ctx.spawn(take.into_actor(self).map(move |taken, act, ctx| {
             act.waiting = None;
@@ -385,10 +395,15 @@ impl PartitionConsumer {
             }
             act.publish();
             for (place, events) in places {
-                let count = events.len();
-                if place.send(LookAt { events }).is_ok() {
+                let (server, count) = (
+                    events.first().map_or(0, |event| usize::from(event.server)),
+                    events.len(),
+                );
+                if place.send(LookAt { events }).is_ok()
+                    && let Some((_, taken)) = taken.taken.iter_mut().find(|(of, _)| *of == server)
+                {
                     // From here on the lane returns them.
-                    taken.count -= count;
+                    *taken -= count;
                 }
             }
             if !offsets.is_empty() {
@@ -413,9 +428,10 @@ impl PartitionConsumer {
             return vec![(0, cache.first_server, events)];
         }
         let mut shares: Vec<Vec<HeldEvent>> = (0..lanes * servers).map(|_| Vec::new()).collect();
-        for event in events {
+        for mut event in events {
             let lane = hashing::lane_of(event.cache, &event.key, lanes);
             let server = cache.ring.server_of(&event.key);
+            event.server = (cache.first_server + server) as u16;
             shares[lane * servers + server].push(event);
         }
         let numbered = shares.into_iter().enumerate().filter(|(_, share)| !share.is_empty());

@@ -431,10 +431,10 @@ impl RemoteLink {
                 }
             }
             match status {
-                None => reports.finished(item.event.ticket, item.outcome),
+                None => reports.finished(&item.event, item.outcome),
                 Some(Status::LookAgain) if item.touch && self.parts.shared.invalidates(item.event.cache) => {
                     // Nothing to touch and nothing to bring: done.
-                    reports.finished(item.event.ticket, Outcome::Applied);
+                    reports.finished(&item.event, Outcome::Applied);
                 }
                 Some(Status::LookAgain) => {
                     dirty.add(&self.parts.shared, item.event, Dirtied::LookAgain, &mut reports);
@@ -446,8 +446,8 @@ impl RemoteLink {
                     let server: Arc<str> = server.unwrap_or(&self.parts.shared.peer().region).into();
                     dirty.add(&self.parts.shared, item.event, Dirtied::Later { server }, &mut reports);
                 }
-                Some(Status::Expired) => reports.finished(item.event.ticket, Outcome::Expired),
-                Some(Status::TooLarge) => reports.finished(item.event.ticket, Outcome::TooLarge),
+                Some(Status::Expired) => reports.finished(&item.event, Outcome::Expired),
+                Some(Status::TooLarge) => reports.finished(&item.event, Outcome::TooLarge),
             }
         }
         if batch.open == 0
@@ -595,7 +595,7 @@ struct DirtyKeys {
 
 impl DirtyKeys {
     fn add(&mut self, shared: &FlowShared, event: HeldEvent, why: Dirtied, reports: &mut Reports) {
-        reports.dirty(event.ticket);
+        reports.dirty(&event);
         let reader = shared.server_number(event.cache, &event.key);
         match self.keys.iter_mut().find(|(number, _)| *number == reader) {
             Some((_, keys)) => keys.push((event, why)),
