@@ -1,13 +1,13 @@
 //! Everything with a mailbox, one actor per file, in flow order. The number on an edge is its capacity.
 //!
 //! ```text
-//!  Kafka ─▶ poll thread ══ mailbox.partition_consumer (chunks) ══▶ PartitionConsumer ──┐ permits: flow.max_in_flight_events
-//!                                                                                      │
+//!  Kafka ─▶ poll threads ═ mailbox.partition_consumer (chunks) ══▶ PartitionConsumer ──┐ permits: flow.max_in_flight_events,
+//!    source topics, and retry topics in a group of their own                           │ half of them for one server at most
 //!      ┌── mailbox.cache_reader (messages) ◀───────────────────────────────────────────┘
 //!      ▼
 //!  CacheReader ── mailbox.batch_coalescer (messages) ──▶ BatchCoalescer ── mailbox.remote_link (batches) ──▶ RemoteLink
 //!   │ flow.max_in_flight_bytes                                                                              │ window
-//!   │ flow.max_dirty_keys                                                                                   ▼
+//!   │ flow.max_dirty_keys, more are parked: to the retry topic, 8192 on their way                           ▼
 //!   ▼                                                                                              mutual TLS, to the peer
 //!  memcached (looks)                                                                                        │
 //!                                                                                                           ▼
@@ -23,7 +23,7 @@
 //! ```text
 //! RegionSupervisor                  more than supervision.max_restarts within supervision.within: give up, exit 70
 //! ├── FlowSupervisor                one per peer; rebuilt whole from its last committed offsets
-//! │   ├── poll thread               its unexpected end rebuilds the flow
+//! │   ├── poll threads              of the source and of the retry topics; an unexpected end rebuilds the flow
 //! │   ├── PartitionConsumer ...     one per assigned partition; ends with the assignment; its panic rebuilds the flow;
 //! │   │                             what was in flight in two panics it hands on apart, until the culprit stands alone
 //! │   └── lane 0..n                 one arbiter; a panic of an inner actor rebuilds the flow
