@@ -246,7 +246,7 @@ impl Handler<ParkPartition> for CacheReader {
 
     fn handle(&mut self, ParkPartition(consumer): ParkPartition, ctx: &mut Self::Context) {
         self.leaving.insert(consumer);
-        if self.refused_until.is_none() {
+        if self.peer_takes() && self.refused_until.is_none() {
             let its = |event: &HeldEvent| event.ticket.consumer == consumer;
             self.dirty.take_where(usize::MAX, its, &mut self.to_park);
         }
@@ -329,10 +329,16 @@ impl CacheReader {
         self.crowded() && !self.can_park()
     }
 
-    /// Whether an event may go to the retry topic: the peer is there, Kafka takes records, and not too many are on their way.
-    fn can_park(&self) -> bool {
+    /// Whether the peer is there and takes this cache. What waits for it to do so is not parked, for that would be everything.
+    fn peer_takes(&self) -> bool {
         self.session.0 != 0
             && self.parts.clock.read().0 == self.session.0
+            && self.parts.clock.accepts(self.parts.cache)
+    }
+
+    /// Whether an event may go to the retry topic: the peer is there, Kafka takes records, and not too many are on their way.
+    fn can_park(&self) -> bool {
+        self.peer_takes()
             && self.refused_until.is_none()
             && self.parking + self.to_park.len() < MAX_PARKING
     }

@@ -447,6 +447,8 @@ fn eu_with(caches: &[(&str, &Arc<Memcached>)], own: &[&str], certs: &Arc<Certs>,
 /// `us` that sends sessions and profiles to the agent at `address`.
 fn us_with(certs: &Arc<Certs>, address: &str) -> Region {
     let builder = RegionBuilder::new(US).certs(certs).peer(PeerSpec::at(EU, address));
+    // What waits for the agent to take its cache is not parked, however long that lasts.
+    let builder = builder.set("flow.retry_budget", "\"100ms\"");
     ["sessions", "profiles"]
         .into_iter()
         .fold(builder, |builder, cache| builder.cache(CacheSpec::new(cache)))
