@@ -118,6 +118,7 @@ impl Actor for AgentListener {
                 };
                 match listener.accept().await {
                     Ok((tcp, remote)) => {
+                        fail::fail_point!("agent_listener_accept");
                         let parts = parts.clone();
                         actix_rt::spawn(async move {
                             greet_or_refuse(parts, tcp, remote.to_string()).await;

@@ -175,11 +175,15 @@ impl Actor for AgentSession {
             self.shared.mailboxes.agent_session.clone(),
         );
         let idle = self.shared.config.agent.idle_timeout;
-        let tick = self.tick.clone();
+        let answers = Answers {
+            out,
+            tick: self.tick.clone(),
+            peer: self.peer.clone(),
+        };
         let limits = self.limits;
         let reading = async move {
             let ended = tokio::select! {
-                result = read_frames(read, buffered, limits, idle, batches, out, tick) => result.err(),
+                result = read_frames(read, buffered, limits, idle, batches, answers) => result.err(),
                 result = write_frames(write, outgoing) => result.err().map(SessionError::Io),
             };
             address.do_send(ConnectionEnded(ended));
@@ -408,6 +412,13 @@ impl AgentSession {
     }
 }
 
+/// What the reading end answers pings with, and whom.
+struct Answers {
+    out: mpsc::Sender<Bytes>,
+    tick: Arc<AtomicU64>,
+    peer: String,
+}
+
 /// Reads frames until the peer closes. Pings are answered here, so that a busy session still shows its life.
 async fn read_frames(
     mut read: ReadHalf<TlsStream<TcpStream>>,
@@ -415,10 +426,10 @@ async fn read_frames(
     limits: Limits,
     idle: std::time::Duration,
     batches: Handoff<BatchReceived>,
-    out: mpsc::Sender<Bytes>,
-    tick: Arc<AtomicU64>,
+    Answers { out, tick, peer }: Answers,
 ) -> Result<(), SessionError> {
     let mut decoder = Decoder::new(limits);
+    let mut goodbye = false;
     loop {
         while let Some(frame) = decoder.decode(&mut buffer)? {
             match frame {
@@ -443,7 +454,11 @@ async fn read_frames(
                         return Err(SessionError::AcksPileUp);
                     }
                 }
-                Frame::GoAway(_) | Frame::Pong(_) => {}
+                Frame::GoAway(away) => {
+                    tracing::info!(peer, reason = away.reason, "peer says goodbye");
+                    goodbye = true;
+                }
+                Frame::Pong(_) => {}
                 Frame::Hello(_) => return Err(SessionError::Unexpected("hello")),
                 Frame::HelloAck(_) => return Err(SessionError::Unexpected("hello-ack")),
                 Frame::Ack(_) => return Err(SessionError::Unexpected("ack")),
@@ -454,6 +469,7 @@ async fn read_frames(
             Err(_) => return Err(SessionError::Silent(idle)),
             Ok(Ok(0)) => return Ok(()),
             Ok(Ok(_)) => {}
+            Ok(Err(_)) if goodbye => return Ok(()),
             Ok(Err(error)) => return Err(error.into()),
         }
     }

@@ -29,7 +29,7 @@ use crate::tls::TlsMaterial;
 use super::batch_coalescer::BatchCoalescer;
 use super::cache_reader::{CacheReader, CacheReaderParts};
 use super::partition_consumer::{Parkers, PartitionConsumer, PartitionConsumerParts, PartitionEnded, Readers};
-use super::remote_link::{MeetReaders, RemoteLink, RemoteLinkParts};
+use super::remote_link::{MeetReaders, RemoteLink, RemoteLinkParts, SayGoodbye};
 
 /// How often the children are counted.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
@@ -39,6 +39,8 @@ const LOST_AFTER: u32 = 3;
 /// What a poll thread may take between two polls: Kafka is asked for offsets in a rebalance, which also waits for partitions
 /// that are taken away.
 const POLL_PATIENCE: Duration = Duration::from_secs(20);
+/// What saying goodbye may take: a peer that does not read hears of it by the closed connection.
+const GOODBYE_WITHIN: Duration = Duration::from_millis(500);
 /// How often a lane shows that its thread turns.
 const BEAT: Duration = Duration::from_millis(250);
 
@@ -420,6 +422,7 @@ impl Actor for FlowSupervisor {
         }
         ctx.run_interval(WATCH_EVERY, |act, ctx| {
             act.pulse.moved("counted its children");
+            fail::fail_point!("flow_supervisor_watch");
             if !act.poll.is_empty() && !act.draining {
                 act.watch(ctx);
             }
@@ -512,9 +515,13 @@ impl Handler<DrainFlow> for FlowSupervisor {
                 _ => act.shared.view.accounts.total().0.in_flight_total(),
             };
             let peer = act.shared.view.peer;
-            act.take_down(ctx, move |act| {
-                act.parts.drained.do_send(FlowDrained { peer, unfinished })
-            });
+            let goodbyes = act.lanes.iter().map(|lane| lane.link.send(SayGoodbye));
+            let goodbyes = tokio::time::timeout(GOODBYE_WITHIN, futures_util::future::join_all(goodbyes));
+            ctx.spawn(goodbyes.into_actor(act).map(move |_, act, ctx| {
+                act.take_down(ctx, move |act| {
+                    act.parts.drained.do_send(FlowDrained { peer, unfinished })
+                });
+            }));
         }));
     }
 }

@@ -148,6 +148,7 @@ impl RegionSupervisor {
     }
 
     fn watch(&mut self, ctx: &mut Context<Self>) {
+        fail::fail_point!("region_supervisor_watch");
         if let Some(deadline) = self.deadline {
             self.finish_drain(deadline, ctx);
             return;

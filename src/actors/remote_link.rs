@@ -15,7 +15,7 @@ use actix::prelude::*;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
@@ -28,7 +28,7 @@ use crate::outcome::Outcome;
 use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, Stage, wall_us};
 use crate::tls::TlsMaterial;
-use crate::wire::{self, Ack, Decoder, Frame, HelloAck, Limits, Ping, Pong, Status};
+use crate::wire::{self, Ack, Decoder, Frame, GoAway, HelloAck, Limits, Ping, Pong, Status};
 
 use super::batch_coalescer::{ShipBatch, ShippedItem};
 use super::cache_reader::{CacheReader, KeysAnswered, KeysDirtied, SessionStarted};
@@ -61,6 +61,11 @@ struct Written {
     session: u64,
     result: Result<(), std::io::Error>,
 }
+
+/// The flow has drained: tell the peer, close the connection, and dial no more. Answered when that is done, or cannot be.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct SayGoodbye;
 
 /// What a link is made of.
 pub struct RemoteLinkParts {
@@ -101,6 +106,8 @@ struct Session {
 struct Outgoing {
     head: Bytes,
     payload: Bytes,
+    /// It is the last one: told when the connection is closed behind it.
+    last: Option<oneshot::Sender<()>>,
 }
 
 /// A batch that was sent and is not finished.
@@ -250,6 +257,31 @@ impl Handler<Written> for RemoteLink {
     }
 }
 
+impl Handler<SayGoodbye> for RemoteLink {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: SayGoodbye, _: &mut Self::Context) -> Self::Result {
+        self.parts.clock.end();
+        let State::Open(open) = std::mem::replace(&mut self.state, State::Waiting) else {
+            return Box::pin(std::future::ready(()));
+        };
+        let mut head = BytesMut::new();
+        let reason = "the relay has drained".to_owned();
+        wire::encode(&Frame::GoAway(GoAway { reason }), &mut head);
+        let (last, closed) = oneshot::channel();
+        Box::pin(async move {
+            let goodbye = Outgoing {
+                head: head.freeze(),
+                payload: Bytes::new(),
+                last: Some(last),
+            };
+            if open.writer.send(goodbye).await.is_ok() {
+                let _ = closed.await;
+            }
+        })
+    }
+}
+
 impl RemoteLink {
     fn show_pulse(&self) {
         let waits_for = match &self.state {
@@ -368,6 +400,7 @@ impl RemoteLink {
             permit.send(Outgoing {
                 head: head.freeze(),
                 payload: frame.payload,
+                last: None,
             });
             if open.used == 0 {
                 open.acked = Instant::now();
@@ -519,6 +552,7 @@ impl RemoteLink {
             .try_send(Outgoing {
                 head: frame.freeze(),
                 payload: Bytes::new(),
+                last: None,
             })
             .is_ok()
         {
@@ -676,6 +710,10 @@ async fn write_frames(
             write.write_all(&frame.payload).await?;
             if outgoing.is_empty() {
                 write.flush().await?;
+            }
+            if let Some(closed) = frame.last {
+                write.shutdown().await?;
+                let _ = closed.send(());
             }
             Ok(())
         }

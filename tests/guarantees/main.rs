@@ -13,6 +13,7 @@ mod a_frozen_memcached;
 mod accounts_balance;
 mod arrives_as_it_left;
 mod faults;
+mod goes_on_whoever_ends;
 mod keys_are_found_by_other_clients;
 mod nothing_is_lost;
 mod one_dead_peer_slows_no_other;

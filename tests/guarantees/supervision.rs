@@ -346,6 +346,30 @@ fn a_sigterm_while_idle_exits_with_0_at_once() {
 }
 
 #[test]
+fn a_relay_that_has_drained_says_goodbye_and_no_end_of_a_session_is_an_error() {
+    let _gate = shared();
+    let pair = TwoRegionsSpec::new().lanes(2).start();
+    let keys = keys("key", WRITES);
+    write_all(&pair.us, &keys, "value");
+    // In the middle of its work, or at the end of it: it finishes what it has.
+    assert_eq!(pair.us.terminate(), 0, "{}", pair.us.log_tail(20));
+    pair.eu.wait_until("both sessions have ended", LIMIT, |status| {
+        status["agent"]["sessions"].as_array().is_some_and(Vec::is_empty)
+    });
+    let log = pair.eu.log();
+    let said = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(said("peer says goodbye"), 2, "{}", pair.eu.log_tail(20));
+    assert_eq!(said("session closed by peer"), 2, "{}", pair.eu.log_tail(20));
+    let failed = log
+        .lines()
+        .find(|line| line.contains("agent_session") && line.contains("session ended"));
+    assert_eq!(failed, None);
+    pair.us.start();
+    settle(&pair.both());
+    assert_same(&pair.both(), "sessions", &keys);
+}
+
+#[test]
 fn a_mailbox_of_one_in_front_of_every_actor_is_enough() {
     let _gate = shared();
     let mailboxes = "[mailbox]\npartition_consumer = 1\ncache_reader = 1\nbatch_coalescer = 1\nremote_link = 1\n\
