@@ -330,28 +330,30 @@ impl FlowContext {
         Ok(list)
     }
 
-    /// Partitions of `topics` in which the group has no position: whoever is assigned one commits its first position at once.
-    fn left_out(&self, consumer: &BaseConsumer<Self>, topics: &[String]) -> KafkaResult<Vec<TopicPartition>> {
-        let mut all = TopicPartitionList::new();
+    /// Partitions of `topics` that no member of the group is assigned; `None` while the group is being rebalanced.
+    fn left_out(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        group: &str,
+        topics: &[String],
+    ) -> KafkaResult<Option<Vec<TopicPartition>>> {
+        let groups = consumer.fetch_group_list(Some(group), ASK)?;
+        let Some(group) = groups.groups().iter().find(|found| found.state() == "Stable") else {
+            return Ok(None);
+        };
+        let members = group.members().iter().filter_map(|member| member.assignment());
+        let held: Vec<TopicPartition> = members.flat_map(assigned_in).collect();
+        let mut left_out = Vec::new();
         for topic in topics {
             let metadata = consumer.fetch_metadata(Some(topic), ASK)?;
             let count = metadata.topics().first().map_or(0, |t| t.partitions().len() as i32);
-            for partition in 0..count {
-                all.add_partition(topic, partition);
-            }
+            let all = (0..count).map(|partition| TopicPartition {
+                topic: topic.clone(),
+                partition,
+            });
+            left_out.extend(all.filter(|at| !held.contains(at)));
         }
-        if all.count() == 0 {
-            return Ok(Vec::new());
-        }
-        let committed = consumer.committed_offsets(all, ASK)?;
-        let without = committed.elements();
-        let without = without.iter().filter(|e| !matches!(e.offset(), Offset::Offset(_)));
-        Ok(without
-            .map(|e| TopicPartition {
-                topic: e.topic().to_owned(),
-                partition: e.partition(),
-            })
-            .collect())
+        Ok(Some(left_out))
     }
 
     fn assigned_lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
@@ -363,14 +365,43 @@ impl FlowContext {
     }
 }
 
+/// The partitions in a member's assignment, in Kafka's consumer protocol: version, then topics with their partitions. What is
+/// cut off is left out.
+fn assigned_in(mut bytes: &[u8]) -> Vec<TopicPartition> {
+    fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = bytes.split_at_checked(count)?;
+        *bytes = rest;
+        Some(taken)
+    }
+    fn int(bytes: &mut &[u8]) -> Option<i32> {
+        take(bytes, 4).map(|raw| i32::from_be_bytes([raw[0], raw[1], raw[2], raw[3]]))
+    }
+    let mut assigned = Vec::new();
+    let mut read = || {
+        take(&mut bytes, 2)?;
+        for _ in 0..int(&mut bytes)? {
+            let length = take(&mut bytes, 2).map(|raw| u16::from_be_bytes([raw[0], raw[1]]))?;
+            let topic = String::from_utf8_lossy(take(&mut bytes, length.into())?).into_owned();
+            for _ in 0..int(&mut bytes)? {
+                let (topic, partition) = (topic.clone(), int(&mut bytes)?);
+                assigned.push(TopicPartition { topic, partition });
+            }
+        }
+        Some(())
+    };
+    let _ = read();
+    assigned
+}
+
 /// Prefix of the commit metadata that says how many partitions the topic had when the flow was born.
 const BORN: &str = "evrepl born=";
 
 /// The consumer of one flow, for its poll thread alone.
 pub struct FlowConsumer {
     consumer: BaseConsumer<FlowContext>,
+    group: String,
     topics: Vec<String>,
-    /// How long members of the group may take to commit their first positions: one that has died in between is replaced.
+    /// How long a rebalance may take to come to rest: a member that has died in between is replaced.
     claim_within: Duration,
 }
 
@@ -421,6 +452,7 @@ impl FlowConsumer {
         consumer.subscribe(topics)?;
         Ok(FlowConsumer {
             consumer,
+            group: group.to_owned(),
             topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
             claim_within: kafka.session_timeout + CLAIM_MARGIN,
         })
@@ -428,7 +460,8 @@ impl FlowConsumer {
 
     /// Joins the group anew if it has left partitions out. A static member that is back within its session timeout is given
     /// its old assignment without a rebalance, and librdkafka only notices what changes from then on: partitions that were
-    /// added meanwhile, or the topic of a cache that is new in the configuration, would belong to nobody.
+    /// added meanwhile, or the topic of a cache that is new in the configuration, would belong to nobody; so would those that
+    /// one member had just given up for another when both were killed.
     /// Asks the broker once after each assignment, and does nothing otherwise.
     ///
     /// # Errors
@@ -443,7 +476,9 @@ impl FlowConsumer {
         }
         // Also when the broker does not answer: asked again after the same time, not in every round.
         *context.assigned_lock() = Some(Instant::now());
-        let left_out = context.left_out(&self.consumer, &self.topics)?;
+        let Some(left_out) = context.left_out(&self.consumer, &self.group, &self.topics)? else {
+            return Ok(());
+        };
         *context.assigned_lock() = None;
         if let Some(first) = left_out.first() {
             tracing::warn!(
@@ -700,5 +735,23 @@ impl Topics {
             Ok(Ok(true)) => Ok(()),
             _ => Err(KafkaError::Broker(format!("topic could not be created: {reason}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_members_assignment_is_read_and_what_is_cut_off_is_left_out() {
+        let mut bytes = b"\x00\x03\x00\x00\x00\x02\x00\x01a\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x07".to_vec();
+        bytes.extend_from_slice(b"\x00\x02bb\x00\x00\x00\x01\x00\x00\x00\x01\xff\xff\xff\xff");
+        let at = |topic: &str, partition| TopicPartition {
+            topic: topic.into(),
+            partition,
+        };
+        assert_eq!(assigned_in(&bytes), [at("a", 0), at("a", 7), at("bb", 1)]);
+        assert_eq!(assigned_in(&bytes[..21]), [at("a", 0), at("a", 7)]);
+        assert_eq!(assigned_in(b""), []);
     }
 }

@@ -89,6 +89,7 @@ pub static FAULTS: &[&Fault] = &[
     &kafka::BROKER_STOPPED,
     &kafka::BROKER_FROZEN,
     &kafka::REBALANCE_STORM,
+    &kafka::REBALANCE_KILLED,
     &kafka::PARTITIONS_GROW,
     &caches::DEST_UNREACHABLE,
     &caches::DEST_FROZEN,

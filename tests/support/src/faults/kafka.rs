@@ -88,6 +88,27 @@ pub static REBALANCE_STORM: Fault = Fault {
     ..BROKER_RESTARTED
 };
 
+pub static REBALANCE_KILLED: Fault = Fault {
+    name: "rebalance_killed",
+    about: "a second relay joins, and the first is killed (kill -9) after it was told to give up partitions, before it has",
+    seconds: 15,
+    short_seconds: 4,
+    breaks: &[Part::Members, Part::Relay, Part::Link],
+    play: |world, time| {
+        // What is in flight can't end, so the first relay takes the whole of `flow.revoke_timeout` (1 s) to let go.
+        world.link().stall();
+        world.hold(Duration::from_millis(500));
+        world.second.start();
+        world.hold(Duration::from_millis(500));
+        // Back within its session timeout it is given what it was left with, without a rebalance.
+        world.kill_and_start(world.relay(), Duration::ZERO);
+        world.link().pass();
+        world.hold(time.saturating_sub(Duration::from_secs(1)));
+        Ok(())
+    },
+    ..REBALANCE_STORM
+};
+
 pub static PARTITIONS_GROW: Fault = Fault {
     name: "partitions_grow",
     about: "the topic grows from 4 to 12 and to 24 partitions, with two relays",
