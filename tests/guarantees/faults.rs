@@ -64,7 +64,7 @@ nothing_is_lost! {
     #[ignore = "a flow whose librdkafka has lost its last broker (librdkafka issue 5301) stays without one"]
     nothing_is_lost_by_a_frozen_broker: "broker_frozen",
     nothing_is_lost_by_a_storm_of_rebalances: "rebalance_storm",
-    nothing_is_lost_by_killing_both_relays_in_the_middle_of_a_rebalance: "rebalance_killed",
+    nothing_is_lost_by_killing_a_relay_that_lets_go_of_partitions: "rebalance_killed",
     nothing_is_lost_by_growing_partitions: "partitions_grow",
     nothing_is_lost_by_an_unreachable_destination_server: "dest_unreachable",
     nothing_is_lost_by_a_frozen_destination_server: "dest_frozen",
