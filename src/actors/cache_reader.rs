@@ -331,16 +331,12 @@ impl CacheReader {
 
     /// Whether the peer is there and takes this cache. What waits for it to do so is not parked, for that would be everything.
     fn peer_takes(&self) -> bool {
-        self.session.0 != 0
-            && self.parts.clock.read().0 == self.session.0
-            && self.parts.clock.accepts(self.parts.cache)
+        self.session.0 != 0 && self.parts.clock.read().0 == self.session.0 && self.parts.clock.accepts(self.parts.cache)
     }
 
     /// Whether an event may go to the retry topic: the peer is there, Kafka takes records, and not too many are on their way.
     fn can_park(&self) -> bool {
-        self.peer_takes()
-            && self.refused_until.is_none()
-            && self.parking + self.to_park.len() < MAX_PARKING
+        self.peer_takes() && self.refused_until.is_none() && self.parking + self.to_park.len() < MAX_PARKING
     }
 
     /// Events that have waited for longer than the budget are parked. The time that a peer was away does not count: what it
