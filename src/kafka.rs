@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
@@ -96,13 +96,13 @@ impl Record<'_> {
     pub fn offset(&self) -> i64 {
         self.message.offset()
     }
-    /// The record's key; empty when it has none.
-    pub fn key(&self) -> &[u8] {
-        self.message.key().unwrap_or_default()
+    /// The record's key, if it has one.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.message.key()
     }
-    /// The record's value; empty when it has none.
-    pub fn value(&self) -> &[u8] {
-        self.message.payload().unwrap_or_default()
+    /// The record's value, if it has one.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.message.payload()
     }
     /// Milliseconds since the epoch; 0 when the broker does not know.
     pub fn timestamp_ms(&self) -> i64 {
@@ -581,15 +581,15 @@ fn one(at: &TopicPartition) -> TopicPartitionList {
     list
 }
 
-/// What is produced: an event, a dead letter, later a retry.
+/// What is produced: an event, a dead letter, a retry.
 #[derive(Clone, Debug, Default)]
 pub struct Produce<'a> {
     /// Topic to produce to.
     pub topic: &'a str,
     /// Record key: the cache key.
-    pub key: &'a [u8],
+    pub key: Option<&'a [u8]>,
     /// Record value.
-    pub value: &'a [u8],
+    pub value: Option<&'a [u8]>,
     /// Record headers, in order.
     pub headers: &'a [(&'a str, &'a [u8])],
     /// Produced-at in milliseconds since the epoch; now when absent.
@@ -641,7 +641,8 @@ impl Producer {
                 value: Some(*value),
             });
         }
-        let mut out = FutureRecord::to(record.topic).key(record.key).payload(record.value);
+        let mut out = FutureRecord::<[u8], [u8]>::to(record.topic);
+        (out.key, out.payload) = (record.key, record.value);
         if !record.headers.is_empty() {
             out = out.headers(headers);
         }
@@ -658,6 +659,149 @@ impl Producer {
     /// Waits until everything produced has been acknowledged or `timeout` has passed. Blocks the thread.
     pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
         Ok(self.producer.flush(timeout)?)
+    }
+}
+
+/// Reads a topic once, from a time on to where it ends now, beside every consumer group: partitions are assigned by hand,
+/// nothing is joined and nothing committed.
+pub struct TopicReader {
+    consumer: BaseConsumer<ReaderContext>,
+    topic: String,
+    /// By partition: the offset at which this reading ends.
+    open: BTreeMap<i32, i64>,
+    offsets: u64,
+}
+
+struct ReaderContext;
+
+impl ClientContext for ReaderContext {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        tracing::debug!(?level, facility = fac, message, "librdkafka");
+    }
+    fn error(&self, error: RdKafkaError, reason: &str) {
+        tracing::debug!(error = %error, reason, "kafka reader");
+    }
+}
+
+impl ConsumerContext for ReaderContext {}
+
+/// What one read of a [`TopicReader`] brought.
+pub enum Read<'a> {
+    /// A record.
+    Record(Record<'a>),
+    /// Nothing within the time.
+    Nothing,
+    /// The topic has been read to where it ended at the start.
+    End,
+}
+
+impl TopicReader {
+    /// A reader that begins with the first record that is no older than `since_ms` by Kafka's time index, or with the oldest
+    /// there is. `group` is only named, for brokers that let clients name some groups and no others.
+    ///
+    /// # Errors
+    /// [`KafkaError::UnknownTopic`], [`KafkaError::Broker`] when Kafka does not answer, [`KafkaError::Settings`].
+    pub fn open(
+        kafka: &Kafka,
+        group: &str,
+        client_id: &str,
+        topic: &str,
+        since_ms: Option<i64>,
+    ) -> Result<Self, KafkaError> {
+        let mut config = client_config(kafka, client_id);
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            .set("allow.auto.create.topics", "false")
+            .set("auto.offset.reset", "earliest")
+            // Bounded: what is read waits for what is produced.
+            .set_if_absent(kafka, "queued.max.messages.kbytes", "16384")
+            .set_if_absent(kafka, "fetch.wait.max.ms", "100");
+        let consumer: BaseConsumer<ReaderContext> = config.create_with_context(ReaderContext)?;
+        let metadata = consumer.fetch_metadata(Some(topic), ASK)?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let partitions = found.filter(|found| found.error().is_none() && !found.partitions().is_empty());
+        let Some(partitions) = partitions.map(|found| found.partitions()) else {
+            return Err(KafkaError::UnknownTopic(topic.to_owned()));
+        };
+        let mut begin = BTreeMap::new();
+        let mut open = BTreeMap::new();
+        for partition in partitions {
+            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), ASK)?;
+            begin.insert(partition.id(), low);
+            open.insert(partition.id(), high);
+        }
+        if let Some(since) = since_ms {
+            let mut times = TopicPartitionList::new();
+            for partition in open.keys() {
+                times.add_partition_offset(topic, *partition, Offset::Offset(since.max(0)))?;
+            }
+            for element in consumer.offsets_for_times(times, ASK)?.elements() {
+                element.error()?;
+                match element.offset() {
+                    Offset::Offset(first) => begin.insert(element.partition(), first),
+                    // Nothing so new.
+                    _ => open.remove(&element.partition()),
+                };
+            }
+        }
+        open.retain(|partition, end| begin.get(partition).is_some_and(|first| first < end));
+        let mut assignment = TopicPartitionList::with_capacity(open.len());
+        let mut offsets = 0;
+        for (partition, end) in &open {
+            assignment.add_partition_offset(topic, *partition, Offset::Offset(begin[partition]))?;
+            offsets += (end - begin[partition]) as u64;
+        }
+        consumer.assign(&assignment)?;
+        Ok(TopicReader {
+            consumer,
+            topic: topic.to_owned(),
+            open,
+            offsets,
+        })
+    }
+
+    /// Offsets between beginning and end: at least as many as there are records.
+    pub fn offsets(&self) -> u64 {
+        self.offsets
+    }
+
+    /// Waits up to `timeout` for a record. Blocks.
+    ///
+    /// # Errors
+    /// [`KafkaError::Broker`] and [`KafkaError::Fatal`]; after the first the same call may work again.
+    pub fn read(&mut self, timeout: Duration) -> Result<Read<'_>, KafkaError> {
+        if self.open.is_empty() {
+            return Ok(Read::End);
+        }
+        match self.consumer.poll(timeout) {
+            None => Ok(Read::Nothing),
+            Some(Ok(message)) => {
+                let (partition, offset) = (message.partition(), message.offset());
+                let Some(end) = self.open.get(&partition).copied() else {
+                    return Ok(Read::Nothing);
+                };
+                if offset + 1 >= end {
+                    self.open.remove(&partition);
+                    let mut done = TopicPartitionList::with_capacity(1);
+                    done.add_partition(&self.topic, partition);
+                    // What the live stream adds is not for this reading.
+                    self.consumer.pause(&done)?;
+                }
+                match offset < end {
+                    true => Ok(Read::Record(Record { message })),
+                    false => Ok(Read::Nothing),
+                }
+            }
+            // Transaction markers and what compaction took may stand between the last record and the end.
+            Some(Err(RdKafkaError::PartitionEOF(partition))) => {
+                self.open.remove(&partition);
+                Ok(Read::Nothing)
+            }
+            Some(Err(error)) => Err(error.into()),
+        }
     }
 }
 
@@ -698,6 +842,24 @@ impl Topics {
             counts.insert(topic.clone(), count.filter(|&n| n > 0));
         }
         Ok(counts)
+    }
+
+    /// Raises the number of a topic's partitions to `total`; success also when somebody else has done so.
+    ///
+    /// # Errors
+    /// [`KafkaError::Broker`] with the broker's reason.
+    pub async fn add_partitions(&self, topic: &str, total: i32) -> Result<(), KafkaError> {
+        let new = NewPartitions::new(topic, total.max(0) as usize);
+        let options = AdminOptions::new()
+            .request_timeout(Some(ASK))
+            .operation_timeout(Some(ASK));
+        match self.admin.create_partitions([&new], &options).await?.into_iter().next() {
+            // It has as many already, or more: seen in the next look.
+            None | Some(Ok(_) | Err((_, RDKafkaErrorCode::InvalidPartitions))) => Ok(()),
+            Some(Err((_, code))) => Err(KafkaError::Broker(format!(
+                "topic {topic} could not get {total} partitions: {code}"
+            ))),
+        }
     }
 
     /// Creates a topic; one that exists already is success. Where the broker has no admin API, asks for its metadata with

@@ -46,6 +46,7 @@ pub mod poll_thread;
 pub mod pulse;
 pub mod region;
 pub mod relay;
+pub mod replay;
 pub mod run;
 mod sabotage;
 pub mod stamps;

@@ -101,16 +101,33 @@ impl RecordEntry {
     }
 }
 
+/// Where a key or value lies that is null, as opposed to empty: chunks never grow so large.
+const NULL: (u32, u32) = (u32::MAX, 0);
+
+fn range((at, length): (u32, u32)) -> std::ops::Range<usize> {
+    match (at, length) {
+        NULL => 0..0,
+        _ => at as usize..(at + length) as usize,
+    }
+}
+
 impl Chunk {
-    /// A record's key, a slice of the chunk's buffer.
+    /// A record's key, a slice of the chunk's buffer; empty when it is null.
     pub fn key(&self, entry: &RecordEntry) -> Bytes {
-        self.data
-            .slice(entry.key.0 as usize..(entry.key.0 + entry.key.1) as usize)
+        self.data.slice(range(entry.key))
     }
 
-    /// A record's value, borrowed.
+    /// A record's value, borrowed; empty when it is null.
     pub fn value(&self, entry: &RecordEntry) -> &[u8] {
-        &self.data[entry.value.0 as usize..(entry.value.0 + entry.value.1) as usize]
+        &self.data[range(entry.value)]
+    }
+
+    /// A record's key and value as they are in Kafka, where each may be null.
+    pub fn exact(&self, entry: &RecordEntry) -> (Option<Bytes>, Option<&[u8]>) {
+        (
+            (entry.key != NULL).then(|| self.key(entry)),
+            (entry.value != NULL).then(|| self.value(entry)),
+        )
     }
 }
 
@@ -539,8 +556,8 @@ struct Lane {
 /// A record that was taken out of librdkafka before its time.
 struct Waiting {
     entry: RecordEntry,
-    key: Vec<u8>,
-    value: Vec<u8>,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
 }
 
 impl Lane {
@@ -562,8 +579,9 @@ impl Lane {
         true
     }
 
-    fn put(&mut self, key: &[u8], value: &[u8], entry: RecordEntry) {
-        let mut put = |bytes: &[u8]| {
+    fn put(&mut self, key: Option<&[u8]>, value: Option<&[u8]>, entry: RecordEntry) {
+        let mut put = |bytes: Option<&[u8]>| {
+            let Some(bytes) = bytes else { return NULL };
             let at = self.data.len() as u32;
             self.data.extend_from_slice(bytes);
             (at, bytes.len() as u32)
@@ -576,7 +594,7 @@ impl Lane {
     fn add(&mut self, record: &Record<'_>, wait_max: Duration) -> bool {
         if let Some((_, waiting)) = self.not_before.take() {
             // The pause came too late: rather early than overtaken or lost.
-            self.put(&waiting.key, &waiting.value, waiting.entry);
+            self.put(waiting.key.as_deref(), waiting.value.as_deref(), waiting.entry);
         }
         let mut extra: Option<RecordExtra> = None;
         record.for_each_header(|name, value| {
@@ -612,8 +630,8 @@ impl Lane {
         };
         let waiting = Waiting {
             entry,
-            key: record.key().to_vec(),
-            value: record.value().to_vec(),
+            key: record.key().map(<[u8]>::to_vec),
+            value: record.value().map(<[u8]>::to_vec),
         };
         let due = Instant::now() + wait;
         self.not_before = Some((due, waiting));
@@ -624,7 +642,7 @@ impl Lane {
     /// Takes in the record whose time has come.
     fn ripen(&mut self, now: Instant) {
         if let Some((_, waiting)) = self.not_before.take_if(|(due, _)| *due <= now) {
-            self.put(&waiting.key, &waiting.value, waiting.entry);
+            self.put(waiting.key.as_deref(), waiting.value.as_deref(), waiting.entry);
             self.queue.show_wait(None);
         }
     }

@@ -331,8 +331,8 @@ impl Writer {
         let header = traceparent.as_ref().map(|text| [("traceparent", &text[..])]);
         let record = Produce {
             topic: &cache.topic,
-            key,
-            value: &value,
+            key: Some(key),
+            value: Some(&value),
             headers: header.as_ref().map_or(&[], |header| header),
             timestamp_ms: None,
         };

@@ -958,8 +958,8 @@ async fn park_one(event: HeldEvent, shared: &FlowShared, producer: &Producer) ->
     let headers: Vec<(&str, &[u8])> = record.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
     let record = Produce {
         topic: &record.topic,
-        key: &event.key,
-        value: &record.value,
+        key: Some(&event.key),
+        value: Some(&record.value),
         headers: &headers,
         timestamp_ms: None,
     };

@@ -583,19 +583,20 @@ pub fn merged(older: Op, newer: Op) -> Op {
 struct DeadLetter {
     offset: i64,
     reason: &'static str,
-    key: Bytes,
-    value: Vec<u8>,
+    key: Option<Bytes>,
+    value: Option<Vec<u8>>,
     headers: Vec<(Box<str>, Box<[u8]>)>,
     produced_at_ms: i64,
 }
 
 impl DeadLetter {
     fn new(chunk: &Chunk, record: &RecordEntry, reason: &'static str) -> Self {
+        let (key, value) = chunk.exact(record);
         DeadLetter {
             offset: record.offset,
             reason,
-            key: chunk.key(record),
-            value: chunk.value(record).to_vec(),
+            key,
+            value: value.map(<[u8]>::to_vec),
             headers: record
                 .extra
                 .as_ref()
@@ -625,8 +626,8 @@ impl DeadLetter {
         headers.push(("evrepl-offset", offset.as_bytes()));
         let record = Produce {
             topic,
-            key: &self.key,
-            value: &self.value,
+            key: self.key.as_deref(),
+            value: self.value.as_deref(),
             headers: &headers,
             timestamp_ms: Some(self.produced_at_ms).filter(|&at| at > 0),
         };

@@ -8,6 +8,7 @@ mod certs;
 mod check;
 mod config;
 mod probe;
+mod replay;
 mod run;
 mod status;
 mod write;
@@ -20,10 +21,13 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::certs::CertsError;
 use crate::config::{Config, ConfigError};
+use crate::replay::ReplayError;
 use crate::writer::WriterError;
 
 /// Something could not be reached or done.
 const EXIT_FAILED: u8 = 1;
+/// Arguments that do not fit the configuration; clap's own code for wrong ones.
+const EXIT_USAGE: u8 = 2;
 /// The configuration is wrong, or does not fit what is out there (`EX_CONFIG` of sysexits.h).
 const EXIT_CONFIG: u8 = 78;
 
@@ -63,6 +67,7 @@ enum Command {
     #[command(subcommand)]
     Write(write::WriteCommand),
     Status(status::StatusArgs),
+    Replay(replay::ReplayArgs),
 }
 
 /// `--config`, which most subcommands take.
@@ -106,6 +111,8 @@ enum CliError {
     Status(#[from] status::StatusError),
     #[error("{}", write::explain(.0))]
     Write(#[from] WriterError),
+    #[error("{0}")]
+    Replay(#[from] ReplayError),
     #[error("standard input cannot be read: {0}")]
     Input(io::Error),
     #[error("cannot start a runtime: {0}")]
@@ -116,6 +123,7 @@ impl CliError {
     fn code(&self) -> u8 {
         match self {
             CliError::Config(_) | CliError::Write(WriterError::Settings(_)) => EXIT_CONFIG,
+            CliError::Replay(error) if error.is_usage() => EXIT_USAGE,
             _ => EXIT_FAILED,
         }
     }
@@ -149,6 +157,7 @@ impl Command {
             Command::Certs(args) => args.execute(),
             Command::Write(command) => command.execute(),
             Command::Status(args) => args.execute(),
+            Command::Replay(args) => args.execute(),
         }
     }
 }

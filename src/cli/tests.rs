@@ -47,6 +47,10 @@ fn every_documented_command_is_understood() {
         "evrepl write touch --config evrepl.toml sessions key --ttl 60",
         "evrepl status --config evrepl.toml",
         "evrepl status --config evrepl.toml --json",
+        "evrepl replay --config evrepl.toml --peer eu-west-1 --since 2h",
+        "evrepl replay --config evrepl.toml --peer eu-west-1 --since 1h30m --cache sessions",
+        "evrepl replay --config evrepl.toml --peer eu-west-1 --dead-letter",
+        "evrepl replay --config evrepl.toml --peer eu-west-1 --dead-letter --since 30m --cache sessions",
     ] {
         parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
     }
@@ -68,6 +72,14 @@ fn mistakes_are_usage_errors() {
         ErrorKind::ValueValidation
     );
     assert_eq!(refused("evrepl certs --out certs"), ErrorKind::MissingRequiredArgument);
+    assert_eq!(
+        refused("evrepl replay --config c --peer eu-west-1"),
+        ErrorKind::MissingRequiredArgument
+    );
+    assert_eq!(
+        refused("evrepl replay --config c --peer eu-west-1 --since yesterday"),
+        ErrorKind::ValueValidation
+    );
     assert_eq!(refused("evrepl --version"), ErrorKind::DisplayVersion);
 }
 
@@ -117,7 +129,7 @@ fn the_help_of_every_command_says_what_it_does_and_its_defaults() {
     let mut command = Cli::command();
     let mut seen = 0;
     each(&mut command, &mut seen);
-    assert_eq!(seen, 12);
+    assert_eq!(seen, 13);
 }
 
 #[test]

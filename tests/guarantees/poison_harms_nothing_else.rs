@@ -121,6 +121,7 @@ fn a_record_that_is_no_event_is_kept_as_it_was_with_its_reason_and_the_rest_goes
         .find(|letter| text(letter, "evrepl-offset") == "24")
         .unwrap();
     assert_eq!(text(nothing, "evrepl-reason"), "key is empty");
+    assert_eq!((&nothing.key, &nothing.value), (&None, &None), "null stays null");
     let flow = pair.us.flow(EU);
     assert_eq!(flow.outcome(Outcome::DeadLettered), poisons.len() as u64 + 1);
     assert_eq!(flow.outcome(Outcome::Applied), keys.len() as u64);

@@ -39,7 +39,7 @@ pub mod wait;
 pub mod writer;
 
 pub use cache::{Cache, CacheClient, CacheSpec, Server};
-pub use kafka::{Broker, KafkaClient, Outgoing, Producer, Record, broker};
+pub use kafka::{Broker, KafkaClient, MockKafka, Outgoing, Producer, Record, broker};
 pub use memcached::{Memcached, MetaClient, Put, Ring, Value};
 pub use place::{Dir, free_port, unique};
 pub use process::{Process, Signal};

@@ -1,9 +1,11 @@
 //! One real Apache Kafka for a test process, and more for tests that break theirs.
 
 mod client;
+mod mock;
 mod producer;
 
 pub use client::{KafkaClient, Record};
+pub use mock::MockKafka;
 pub use producer::{Outgoing, Producer};
 
 use std::fs;
