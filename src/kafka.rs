@@ -18,6 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use crate::config::{Kafka, StartAt};
+use crate::retention::{self, Gap};
 
 /// How long a question to the broker may take before it is asked again or given up.
 const ASK: Duration = Duration::from_secs(5);
@@ -167,6 +168,13 @@ struct FlowContext {
     /// Partitions each topic had when the flow first saw it: a commit carries the number as metadata, so that a partition
     /// added later is told from one that was there when `start_at` was decided.
     born: std::sync::Mutex<HashMap<String, i32>>,
+    /// Where each assigned partition begins.
+    placed: std::sync::Mutex<HashMap<TopicPartition, Placed>>,
+    /// Offsets that librdkafka asked for in vain.
+    missed: std::sync::Mutex<Vec<(TopicPartition, i64)>>,
+    /// Produced-at of the last event before what is committed next, by partition: a commit carries it as metadata, so that a
+    /// gap that retention makes while nobody reads can be measured in time.
+    times: std::sync::Mutex<HashMap<TopicPartition, i64>>,
     /// When partitions were last assigned, until it was checked that the group has left none out.
     assigned: std::sync::Mutex<Option<Instant>>,
 }
@@ -174,6 +182,12 @@ struct FlowContext {
 impl ClientContext for FlowContext {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
         log_librdkafka(level, fac, message);
+        if fac == "OFFSET"
+            && let Some((topic, partition, offset)) = retention::reset_in(message)
+        {
+            let topic = topic.to_owned();
+            lock(&self.missed).push((TopicPartition { topic, partition }, offset));
+        }
     }
     fn error(&self, error: RdKafkaError, reason: &str) {
         let unknown = error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownTopicOrPartition);
@@ -190,7 +204,7 @@ fn log_librdkafka(level: RDKafkaLogLevel, fac: &str, message: &str) {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
             tracing::warn!(facility = fac, message, "librdkafka");
         }
-        // An offset that retention has removed: records that this flow never saw are gone.
+        // An offset that retention has removed, or a topic that was made anew.
         _ if fac == "OFFSET" => tracing::warn!(facility = fac, message, "librdkafka"),
         _ => tracing::debug!(facility = fac, message, "librdkafka"),
     }
@@ -209,6 +223,9 @@ impl ConsumerContext for FlowContext {
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                let mut gone = lock(&self.placed);
+                gone.retain(|at, _| !partitions.contains(at));
+                drop(gone);
                 if let Err(error) = self.place(consumer, list) {
                     // librdkafka then starts at the committed offsets, or at the earliest: nothing is lost by it.
                     tracing::warn!(%error, "start positions could not be read, using what is committed");
@@ -275,7 +292,7 @@ impl FlowContext {
             let born = known
                 .iter()
                 .filter(|e| matches!(e.offset(), Offset::Offset(_)))
-                .find_map(|e| e.metadata().strip_prefix(BORN)?.parse().ok())
+                .find_map(|e| Noted::read(e.metadata()).born)
                 // Committed by somebody else's hand: the flow existed, so what has no commit was added later.
                 .or_else(|| {
                     known
@@ -285,24 +302,44 @@ impl FlowContext {
                 })
                 .unwrap_or(count);
             self.born_lock().insert(topic.clone(), born);
+            let starts = log_starts(consumer, &topic, &mine);
             for partition in mine {
-                let at = known.iter().find(|e| e.partition() == partition).map(|e| e.offset());
-                let offset = match at {
-                    Some(Offset::Offset(offset)) => offset,
+                let element = known.iter().find(|e| e.partition() == partition);
+                let place = TopicPartition {
+                    topic: topic.clone(),
+                    partition,
+                };
+                let mut placed = Placed::default();
+                let offset = match element.map(|e| e.offset()) {
+                    Some(Offset::Offset(offset)) => {
+                        placed.taken_ms = element.and_then(|e| Noted::read(e.metadata()).at);
+                        if let Some(at) = placed.taken_ms {
+                            lock(&self.times).insert(place.clone(), at);
+                        }
+                        match starts.get(&partition).copied() {
+                            // Retention has passed us.
+                            Some(start) if start > offset => {
+                                placed.gap = Some(Gap {
+                                    from: offset,
+                                    to: start,
+                                });
+                                // Committed, or the same gap would be found again.
+                                first.push((place.clone(), start));
+                                start
+                            }
+                            _ => offset,
+                        }
+                    }
                     _ => {
                         let (low, high) = consumer.fetch_watermarks(&topic, partition, ASK)?;
                         let latest = self.start_at == StartAt::Latest && partition < born;
                         let offset = if latest { high } else { low };
-                        first.push((
-                            TopicPartition {
-                                topic: topic.clone(),
-                                partition,
-                            },
-                            offset,
-                        ));
+                        first.push((place.clone(), offset));
                         offset
                     }
                 };
+                placed.next = Some(offset);
+                lock(&self.placed).insert(place, placed);
                 list.set_partition_offset(&topic, partition, Offset::Offset(offset))?;
             }
         }
@@ -319,13 +356,15 @@ impl FlowContext {
     /// Offsets as they are committed, with their metadata.
     fn positions(&self, offsets: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
-        let born = self.born_lock();
+        let (born, times) = (self.born_lock(), lock(&self.times));
         for (at, offset) in offsets {
             let mut element = list.add_partition(&at.topic, at.partition);
             element.set_offset(Offset::Offset(*offset))?;
-            if let Some(born) = born.get(&at.topic) {
-                element.set_metadata(format!("{BORN}{born}"));
-            }
+            let noted = Noted {
+                born: born.get(&at.topic).copied(),
+                at: times.get(at).copied(),
+            };
+            element.set_metadata(noted.write());
         }
         Ok(list)
     }
@@ -393,8 +432,80 @@ fn assigned_in(mut bytes: &[u8]) -> Vec<TopicPartition> {
     assigned
 }
 
-/// Prefix of the commit metadata that says how many partitions the topic had when the flow was born.
-const BORN: &str = "evrepl born=";
+/// Where a partition begins that was assigned.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Placed {
+    /// The first offset to come; unknown when the broker did not answer.
+    pub next: Option<i64>,
+    /// Produced-at of the last event before it, milliseconds since the epoch, if the commit says so.
+    pub taken_ms: Option<i64>,
+    /// What retention has removed before it.
+    pub gap: Option<Gap>,
+}
+
+/// What a commit's metadata says: `evrepl born=4 at=1763971200000`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Noted {
+    /// How many partitions the topic had when the flow was born.
+    born: Option<i32>,
+    /// Produced-at of the last event before the offset, milliseconds since the epoch.
+    at: Option<i64>,
+}
+
+impl Noted {
+    fn read(metadata: &str) -> Noted {
+        let Some(words) = metadata.strip_prefix("evrepl ") else {
+            return Noted::default();
+        };
+        let word = |name: &str| words.split(' ').find_map(|word| word.strip_prefix(name));
+        Noted {
+            born: word("born=").and_then(|number| number.parse().ok()),
+            at: word("at=").and_then(|number| number.parse().ok()),
+        }
+    }
+
+    fn write(self) -> String {
+        let mut text = String::from("evrepl");
+        if let Some(born) = self.born {
+            text.push_str(&format!(" born={born}"));
+        }
+        if let Some(at) = self.at {
+            text.push_str(&format!(" at={at}"));
+        }
+        text
+    }
+}
+
+/// Where the logs of these partitions begin, in one question; empty when nobody answers, which is found out later then.
+fn log_starts(consumer: &BaseConsumer<FlowContext>, topic: &str, partitions: &[i32]) -> HashMap<i32, i64> {
+    let mut wanted = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        // As a time it asks for the beginning of the log (ListOffsets' -2).
+        if wanted
+            .add_partition_offset(topic, *partition, Offset::Beginning)
+            .is_err()
+        {
+            return HashMap::new();
+        }
+    }
+    match consumer.offsets_for_times(wanted, ASK) {
+        Ok(found) => {
+            let known = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
+                Offset::Offset(offset) if element.error().is_ok() => Some((element.partition(), offset)),
+                _ => None,
+            };
+            found.elements().iter().filter_map(known).collect()
+        }
+        Err(error) => {
+            tracing::debug!(%error, topic, "not known where the log begins");
+            HashMap::new()
+        }
+    }
+}
+
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// The consumer of one flow, for its poll thread alone.
 pub struct FlowConsumer {
@@ -446,6 +557,9 @@ impl FlowConsumer {
             retry,
             listener,
             born: Default::default(),
+            placed: Default::default(),
+            missed: Default::default(),
+            times: Default::default(),
             assigned: Default::default(),
         };
         let consumer: BaseConsumer<FlowContext> = config.create_with_context(context)?;
@@ -548,10 +662,29 @@ impl FlowConsumer {
         Ok(self.consumer.context().commit(&self.consumer, offsets)?)
     }
 
-    /// The high watermark that the last fetch of a partition reported: one above its last record.
-    pub fn cached_high_watermark(&self, at: &TopicPartition) -> Option<i64> {
+    /// Where the partition's log begins, and one above its last record, as its last fetch reported them.
+    pub fn cached_watermarks(&self, at: &TopicPartition) -> (Option<i64>, Option<i64>) {
         // Asks librdkafka's cache, not the broker.
         cached_watermarks(&self.consumer, at)
+    }
+
+    /// Where a partition that was assigned begins.
+    pub fn placed(&self, at: &TopicPartition) -> Placed {
+        lock(&self.consumer.context().placed)
+            .get(at)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Offsets that were asked for in vain since the last call: the broker has removed them, and reading begins anew where the
+    /// log begins. Known before the first record from there.
+    pub fn missed(&self) -> Vec<(TopicPartition, i64)> {
+        std::mem::take(&mut *lock(&self.consumer.context().missed))
+    }
+
+    /// Notes when the last event before what is committed next was produced, for the commit's metadata.
+    pub fn note_time(&self, at: &TopicPartition, produced_at_ms: i64) {
+        lock(&self.consumer.context().times).insert(at.clone(), produced_at_ms);
     }
 }
 
@@ -559,8 +692,10 @@ impl FlowConsumer {
     unsafe_code,
     reason = "rust-rdkafka has no binding for rd_kafka_get_watermark_offsets, which reads a local cache"
 )]
-fn cached_watermarks(consumer: &BaseConsumer<FlowContext>, at: &TopicPartition) -> Option<i64> {
-    let topic = std::ffi::CString::new(at.topic.as_str()).ok()?;
+fn cached_watermarks(consumer: &BaseConsumer<FlowContext>, at: &TopicPartition) -> (Option<i64>, Option<i64>) {
+    let Ok(topic) = std::ffi::CString::new(at.topic.as_str()) else {
+        return (None, None);
+    };
     let (mut low, mut high) = (-1i64, -1i64);
     // SAFETY: the client outlives the call, the topic name is a C string, and the two integers are written before it returns.
     let code = unsafe {
@@ -572,7 +707,8 @@ fn cached_watermarks(consumer: &BaseConsumer<FlowContext>, at: &TopicPartition) 
             &mut high,
         )
     };
-    (code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+    let known = |offset: i64| (code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && offset >= 0).then_some(offset);
+    (known(low), known(high))
 }
 
 fn one(at: &TopicPartition) -> TopicPartitionList {
@@ -915,5 +1051,26 @@ mod tests {
         assert_eq!(assigned_in(&bytes), [at("a", 0), at("a", 7), at("bb", 1)]);
         assert_eq!(assigned_in(&bytes[..21]), [at("a", 0), at("a", 7)]);
         assert_eq!(assigned_in(b""), []);
+    }
+
+    #[test]
+    fn what_a_commit_notes_is_read_back_and_so_is_what_older_versions_noted() {
+        for (born, at) in [
+            (Some(4), Some(1_763_971_200_000)),
+            (Some(4), None),
+            (None, Some(7)),
+            (None, None),
+        ] {
+            let noted = Noted { born, at };
+            assert_eq!(Noted::read(&noted.write()), noted, "{}", noted.write());
+        }
+        let older = Noted {
+            born: Some(12),
+            at: None,
+        };
+        assert_eq!(Noted::read("evrepl born=12"), older);
+        for other in ["", "born=4", "evrepl born=many", "somebody else's"] {
+            assert_eq!(Noted::read(other), Noted::default(), "{other:?}");
+        }
     }
 }

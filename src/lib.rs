@@ -47,6 +47,7 @@ pub mod pulse;
 pub mod region;
 pub mod relay;
 pub mod replay;
+pub mod retention;
 pub mod run;
 mod sabotage;
 pub mod stamps;

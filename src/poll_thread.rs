@@ -24,6 +24,7 @@ use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, 
 use crate::parking::Parked;
 use crate::pulse::Pulse;
 use crate::relay::{FlowView, wall_ms};
+use crate::retention::{Found, Reading};
 
 /// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
 /// permits.
@@ -50,6 +51,8 @@ const REJOIN_MAX: Duration = Duration::from_secs(10);
 const ASK_WITHIN: Duration = Duration::from_millis(200);
 /// How long Kafka may take to acknowledge what a revoked partition parks: the whole group waits for it.
 const PARK_WITHIN: Duration = Duration::from_secs(2);
+/// Ends of chunks that a partition remembers until they are committed: more while a watermark is held.
+const MAX_ENDS: usize = 256;
 /// Records between two looks at whether the consumer behind the queue is idle.
 const LOOK_EVERY: usize = 64;
 /// A retry record is taken so much before its time: records parked together would else pause their partition one by one.
@@ -197,6 +200,8 @@ pub struct PartitionQueue {
     pub paused: AtomicBool,
     /// One above the partition's last record as the last fetch reported it; -1 when unknown.
     pub high_watermark: std::sync::atomic::AtomicI64,
+    /// Where reading begins, and where the log begins if that is later: nothing below is left to do; -1 when unknown.
+    pub floor: std::sync::atomic::AtomicI64,
 }
 
 impl PartitionQueue {
@@ -424,6 +429,7 @@ impl RebalanceListener for Arc<Rebalances> {
                     view: self.settings.view.clone(),
                     paused: AtomicBool::new(false),
                     high_watermark: std::sync::atomic::AtomicI64::new(-1),
+                    floor: std::sync::atomic::AtomicI64::new(-1),
                 })
             })
             .collect();
@@ -549,6 +555,10 @@ struct Lane {
     retry: bool,
     data: Vec<u8>,
     records: Vec<RecordEntry>,
+    /// Whether retention has passed us.
+    reading: Reading,
+    /// Offset and produced-at of the last record of each chunk that is not committed yet.
+    ends: VecDeque<(i64, i64)>,
     /// A retry record whose time has not come: it goes before everything that is fetched after it.
     not_before: Option<(Instant, Waiting)>,
 }
@@ -572,6 +582,13 @@ impl Lane {
         }
         if !self.queue.has_room(self.records.len()) {
             return false;
+        }
+        if let Some(last) = self.records.last() {
+            if self.ends.len() >= MAX_ENDS {
+                // Coarser: a time that is noted is then older than it need be.
+                self.ends.pop_back();
+            }
+            self.ends.push_back((last.offset, last.produced_at_ms));
         }
         let data = Bytes::from(std::mem::take(&mut self.data));
         let records = std::mem::take(&mut self.records);
@@ -639,6 +656,16 @@ impl Lane {
         false
     }
 
+    /// When the last event of the last chunk was produced that ends before `offset`.
+    fn committed(&mut self, offset: i64) -> Option<i64> {
+        let mut at = None;
+        while let Some((_, produced_at)) = self.ends.front().filter(|(end, _)| *end < offset) {
+            at = Some(*produced_at);
+            self.ends.pop_front();
+        }
+        at
+    }
+
     /// Takes in the record whose time has come.
     fn ripen(&mut self, now: Instant) {
         if let Some((_, waiting)) = self.not_before.take_if(|(due, _)| *due <= now) {
@@ -699,7 +726,7 @@ impl<'a> PollLoop<'a> {
             loop {
                 let polled = self.consumer.poll(wait);
                 if self.rebalances.changed.swap(false, SeqCst) {
-                    Self::follow(&mut self.lanes, &self.rebalances);
+                    Self::follow(&mut self.lanes, &self.rebalances, &self.consumer);
                 }
                 match polled {
                     Polled::Record(record) => {
@@ -710,6 +737,16 @@ impl<'a> PollLoop<'a> {
                             continue;
                         };
                         self.last = at;
+                        let (offset, produced_at) = (record.offset(), record.timestamp_ms());
+                        if !self.lanes[at].reading.expects(offset) {
+                            Self::heed_missed(&mut self.lanes, &self.consumer);
+                            let lane = &mut self.lanes[at];
+                            let (log_start, _) = self.consumer.cached_watermarks(&lane.queue.at);
+                            let found = lane.reading.take(offset, produced_at, log_start);
+                            Self::tell(&self.rebalances.settings.view, &lane.queue.at, found);
+                        } else {
+                            self.lanes[at].reading.take(offset, produced_at, None);
+                        }
                         let lane = &mut self.lanes[at];
                         let now_or_later = lane.add(&record, self.rebalances.settings.retry_wait_max);
                         drop(record);
@@ -791,10 +828,57 @@ impl<'a> PollLoop<'a> {
             if let Err(error) = self.consumer.claim_left_out() {
                 tracing::warn!(%error, "not known whether the group has left partitions out, asking again");
             }
-            for lane in &self.lanes {
-                if let Some(high) = self.consumer.cached_high_watermark(&lane.queue.at) {
+            Self::heed_missed(&mut self.lanes, &self.consumer);
+            for lane in &mut self.lanes {
+                let (log_start, high) = self.consumer.cached_watermarks(&lane.queue.at);
+                if let Some(high) = high {
                     lane.queue.high_watermark.store(high, Relaxed);
                 }
+                lane.queue.floor.fetch_max(log_start.unwrap_or(-1), Relaxed);
+                let found = lane.reading.look(log_start);
+                Self::tell(&self.rebalances.settings.view, &lane.queue.at, found);
+            }
+        }
+    }
+
+    /// Takes over which offsets librdkafka has asked for in vain.
+    fn heed_missed(lanes: &mut [Lane], consumer: &FlowConsumer) {
+        for (at, offset) in consumer.missed() {
+            if let Some(lane) = lanes.iter_mut().find(|lane| lane.queue.at == at) {
+                lane.reading.missed(offset);
+            }
+        }
+    }
+
+    /// Says what of a partition is gone.
+    fn tell(view: &FlowView, at: &TopicPartition, found: Option<Found>) {
+        let milliseconds = |ms: i64| Duration::from_millis(ms.max(0) as u64);
+        match found {
+            None => {}
+            Some(Found::Span(ms)) => {
+                view.retention_gap_spans(at, milliseconds(ms));
+                tracing::warn!(
+                    flow = view.name,
+                    topic = at.topic,
+                    partition = at.partition,
+                    spans = ?milliseconds(ms),
+                    "so much time lies between the last event taken before the gap and the first one behind it"
+                );
+            }
+            Some(Found::Gap(gap, spans)) => {
+                let spans = spans.map(milliseconds);
+                view.retention_gap(at, gap, spans);
+                tracing::error!(
+                    flow = view.name,
+                    topic = at.topic,
+                    partition = at.partition,
+                    from = gap.from,
+                    to = gap.to,
+                    events = gap.events(),
+                    ?spans,
+                    "kafka has removed events before this flow took them, going on with the oldest there is: only the next \
+                     write of their keys brings these to the peer, no replay can; lengthen the topic's retention"
+                );
             }
         }
     }
@@ -816,12 +900,21 @@ impl<'a> PollLoop<'a> {
     }
 
     /// Takes over what a rebalance changed. What was collected of a revoked partition was never consumed.
-    fn follow(lanes: &mut Vec<Lane>, rebalances: &Rebalances) {
+    fn follow(lanes: &mut Vec<Lane>, rebalances: &Rebalances, consumer: &FlowConsumer) {
         let queues = rebalances.queues();
         lanes.retain(|lane| queues.get(&lane.queue.at).is_some_and(|q| Arc::ptr_eq(q, &lane.queue)));
         for queue in queues.values() {
             if !lanes.iter().any(|lane| lane.queue.at == queue.at) {
+                let placed = consumer.placed(&queue.at);
+                let mut reading = Reading::starts(placed.next, placed.taken_ms);
+                queue.floor.fetch_max(placed.next.unwrap_or(-1), Relaxed);
+                if let Some(gap) = placed.gap {
+                    reading = reading.after_gap();
+                    Self::tell(&rebalances.settings.view, &queue.at, Some(Found::Gap(gap, None)));
+                }
                 lanes.push(Lane {
+                    reading,
+                    ends: VecDeque::new(),
                     retry: rebalances.settings.retry,
                     queue: queue.clone(),
                     data: Vec::new(),
@@ -865,6 +958,12 @@ impl<'a> PollLoop<'a> {
             let ours = self.rebalances.queues();
             let commits: Vec<_> = commits.into_iter().filter(|(at, _)| ours.contains_key(at)).collect();
             drop(ours);
+            for (at, offset) in &commits {
+                let lane = self.lanes.iter_mut().find(|lane| lane.queue.at == *at);
+                if let Some(produced_at) = lane.and_then(|lane| lane.committed(*offset)) {
+                    self.consumer.note_time(at, produced_at);
+                }
+            }
             if let Err(error) = self.consumer.commit(&commits) {
                 tracing::warn!(%error, "commit could not be queued; the next one covers it");
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::time::Instant;
 
 use crate::admin::{
-    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, Outcomes, Readiness, ServerStatus,
+    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, Outcomes, Readiness, RetentionGap, ServerStatus,
     SessionStatus, Status, StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
@@ -15,6 +15,9 @@ use crate::handoff::Mailboxes;
 use crate::outcome::Outcome;
 use crate::relay::{FlowView, Stage};
 use crate::telemetry::Instruments;
+
+/// How long a gap that retention made fails its check.
+const GAP_SHOWS: std::time::Duration = std::time::Duration::from_secs(60 * 60);
 
 /// What is read when somebody asks: nothing here is kept for the asking.
 pub struct Region {
@@ -50,6 +53,7 @@ impl Region {
             .iter()
             .filter_map(|stage| Some((stage.name().to_owned(), view.lag_seconds(*stage)?)));
         let instruments = self.instruments.flow(&view.name);
+        let retention = view.retention();
         FlowStatus {
             peer: self.config.peers[view.peer].region.clone(),
             state: state.to_owned(),
@@ -93,6 +97,16 @@ impl Region {
                 })
                 .collect(),
             looks_again: instruments.looks_again(),
+            retention_gaps: retention.gaps,
+            retention_gap_events: retention.events,
+            last_retention_gap: retention.last.map(|last| RetentionGap {
+                topic: last.at.topic,
+                partition: last.at.partition,
+                from: last.gap.from,
+                to: last.gap.to,
+                seconds_ago: (now - last.found).as_secs_f64(),
+                spans_seconds: last.spans.map(|spans| spans.as_secs_f64()),
+            }),
             ..FlowStatus::default()
         }
     }
@@ -205,9 +219,25 @@ impl StatusSource for Region {
             let ok = kafka.is_none();
             let detail = kafka.unwrap_or_else(|| "answers".to_owned());
             checks.push(check(&format!("kafka {}", view.name), ok, false, detail));
+            checks.push(retention_check(view));
         }
         Readiness::of(checks)
     }
+}
+
+/// Failed for an hour after the last gap: long enough to be seen, and nothing mends it.
+fn retention_check(view: &FlowView) -> Check {
+    let last = view.retention().last.filter(|last| last.found.elapsed() < GAP_SHOWS);
+    let detail = match &last {
+        None => "nothing was removed before it was taken".to_owned(),
+        Some(last) => format!(
+            "{} events of {}[{}] were removed by retention before they were taken; lengthen it",
+            last.gap.events(),
+            last.at.topic,
+            last.at.partition
+        ),
+    };
+    check(&format!("retention {}", view.name), last.is_none(), false, detail)
 }
 
 fn check(name: &str, ok: bool, gates: bool, detail: String) -> Check {

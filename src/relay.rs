@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::time::Duration;
 
 use actix::prelude::*;
 use actix_rt::ArbiterHandle;
@@ -20,6 +21,7 @@ use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, PerServer, Permits};
 use crate::poll_thread::{PollCommand, RecordExtra};
 use crate::pulse::Pulses;
+use crate::retention::Gap;
 use crate::suspects::Suspects;
 use crate::telemetry::{FlowInstruments, Instruments};
 use crate::wire::Expiry;
@@ -335,6 +337,30 @@ impl Next {
     }
 }
 
+/// What retention has taken from a flow, since the process began.
+#[derive(Clone, Debug, Default)]
+pub struct RetentionView {
+    /// How often.
+    pub gaps: u64,
+    /// How many events, at most.
+    pub events: u64,
+    /// The last one.
+    pub last: Option<GapView>,
+}
+
+/// Events of a partition that Kafka had removed before the flow took them.
+#[derive(Clone, Debug)]
+pub struct GapView {
+    /// Where.
+    pub at: TopicPartition,
+    /// Which.
+    pub gap: Gap,
+    /// When it was found.
+    pub found: Instant,
+    /// Between the last event taken before it and the first one behind it.
+    pub spans: Option<Duration>,
+}
+
 /// What outlives a flow's rebuild and is read from other threads: its accounts and its observable state.
 #[derive(Debug)]
 pub struct FlowView {
@@ -353,6 +379,7 @@ pub struct FlowView {
     pub draining: AtomicBool,
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
+    retention: Mutex<RetentionView>,
     /// Of the source topics, and of the retry topics: what keeps them from being read, and since when.
     kafka: Mutex<[Option<(String, Instant)>; 2]>,
     /// Retry partitions that wait for the time of their next record, and that time.
@@ -387,6 +414,7 @@ impl FlowView {
             waits: Mutex::default(),
             draining: AtomicBool::new(false),
             reconnects: AtomicU64::new(0),
+            retention: Mutex::default(),
             kafka: Mutex::default(),
             retries: Mutex::default(),
             suspects: Mutex::default(),
@@ -418,6 +446,32 @@ impl FlowView {
     /// The events that may be what takes the flow down.
     pub fn suspects(&self) -> MutexGuard<'_, Suspects> {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What retention has taken from this flow.
+    pub fn retention(&self) -> RetentionView {
+        self.retention.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that Kafka has removed events before this flow took them.
+    pub fn retention_gap(&self, at: &TopicPartition, gap: Gap, spans: Option<Duration>) {
+        let mut view = self.retention.lock().unwrap_or_else(PoisonError::into_inner);
+        view.gaps += 1;
+        view.events += gap.events();
+        view.last = Some(GapView {
+            at: at.clone(),
+            gap,
+            found: Instant::now(),
+            spans,
+        });
+    }
+
+    /// Notes how much time the last gap of a partition spans, if it is the last one still.
+    pub fn retention_gap_spans(&self, at: &TopicPartition, spans: Duration) {
+        let mut view = self.retention.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = view.last.as_mut().filter(|last| last.at == *at) {
+            last.spans = Some(spans);
+        }
     }
 
     /// A retry partition waits until then for its next record, or for nothing any more.

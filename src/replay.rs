@@ -127,11 +127,7 @@ pub struct Replayed {
 ///
 /// # Errors
 /// See [`ReplayError`].
-pub async fn run(
-    config: Arc<Config>,
-    request: Request,
-    progress: Arc<Progress>,
-) -> Result<Vec<Replayed>, ReplayError> {
+pub async fn run(config: Arc<Config>, request: Request, progress: Arc<Progress>) -> Result<Vec<Replayed>, ReplayError> {
     let caches = chosen(&config, &request)?;
     let since_ms = request
         .since
@@ -193,7 +189,9 @@ fn chosen(config: &Config, request: &Request) -> Result<Vec<usize>, ReplayError>
     }
     let names = config.caches.iter().map(|cache| cache.name.as_str());
     let Some(only) = &request.cache else {
-        let sent = names.enumerate().filter(|(_, name)| peer.caches.iter().any(|sent| sent == name));
+        let sent = names
+            .enumerate()
+            .filter(|(_, name)| peer.caches.iter().any(|sent| sent == name));
         return Ok(sent.map(|(n, _)| n).collect());
     };
     match names.clone().position(|name| name == only) {
@@ -248,7 +246,9 @@ async fn one_topic(
         })
         .await;
     // When producing has failed, the reader has nobody left to hand to, and ends.
-    let read = reading.await.unwrap_or_else(|error| Err(KafkaError::Broker(error.to_string())));
+    let read = reading
+        .await
+        .unwrap_or_else(|error| Err(KafkaError::Broker(error.to_string())));
     let failed = |doing, topic: &String, source| ReplayError::Kafka {
         doing,
         topic: topic.clone(),
@@ -408,7 +408,11 @@ mod tests {
 
     fn names(record: &RetryRecord) -> Vec<(&str, &str)> {
         let text = |value| std::str::from_utf8(value).unwrap();
-        record.headers.iter().map(|(name, value)| (&**name, text(value))).collect()
+        record
+            .headers
+            .iter()
+            .map(|(name, value)| (&**name, text(value)))
+            .collect()
     }
 
     #[test]
@@ -423,7 +427,10 @@ mod tests {
         assert_eq!((event.op, event.ttl), (Op::Touch, Some(5)));
         assert_eq!(event.ver, Some(hlc::from_millis(1_000)));
         assert_eq!(event.origin.as_deref(), Some("us-east-1"));
-        assert_eq!(names(&record), [("traceparent", "00-1"), ("evrepl-produced-at", "1000")]);
+        assert_eq!(
+            names(&record),
+            [("traceparent", "00-1"), ("evrepl-produced-at", "1000")]
+        );
         let value = br#"{"v":1,"op":"set","ver":7,"origin":"ap-south-1"}"#;
         let record = prepare(&found(value, &[]), "us-east-1", &request(false)).unwrap();
         let event = event::decode(record.value.as_deref().unwrap()).unwrap();
@@ -460,7 +467,10 @@ mod tests {
         assert_eq!(names(&record), [("tenant", "7"), ("evrepl-produced-at", "900")]);
         let other = found(b"x", &[("evrepl-peer", "ap-south-1")]);
         assert_eq!(prepare(&other, "us-east-1", &request(true)), Err(Skip::NotMeant));
-        assert_eq!(prepare(&found(b"x", &[]), "us-east-1", &request(true)), Err(Skip::NotMeant));
+        assert_eq!(
+            prepare(&found(b"x", &[]), "us-east-1", &request(true)),
+            Err(Skip::NotMeant)
+        );
         let nothing = Found {
             headers: found(b"", &[("evrepl-peer", "eu-west-1")]).headers,
             ..Found::default()

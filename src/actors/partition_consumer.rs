@@ -496,10 +496,12 @@ impl PartitionConsumer {
         }
         use std::sync::atomic::Ordering::Relaxed;
         let high = self.parts.queue.high_watermark.load(Relaxed);
-        let position = self.tracker.watermark().or(self.first);
+        // What retention has removed is no lag.
+        let floor = self.parts.queue.floor.load(Relaxed);
+        let position = self.tracker.watermark().or(self.first).unwrap_or(-1).max(floor);
         let report = PartitionReport {
             accounts: self.tracker.accounts(),
-            offset_lag: position.filter(|_| high >= 0).map(|position| (high - position).max(0)),
+            offset_lag: (position >= 0 && high >= 0).then(|| (high - position).max(0)),
             paused: self.parts.queue.paused.load(Relaxed),
         };
         self.parts.shared.view.accounts.report(self.parts.id, report);

@@ -19,7 +19,7 @@ use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
 
 pub use status::{
-    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, Outcomes, Readiness, ServerStatus,
+    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, Outcomes, Readiness, RetentionGap, ServerStatus,
     SessionStatus, Status, StatusSource, WaitingFor,
 };
 

@@ -86,6 +86,30 @@ pub struct FlowStatus {
     pub waiting_for: Vec<WaitingFor>,
     /// Keys that became dirty, by reason, since the process began.
     pub looks_again: BTreeMap<String, u64>,
+    /// How often Kafka had removed events before they were taken, since the process began.
+    pub retention_gaps: u64,
+    /// How many events that were, at most.
+    pub retention_gap_events: u64,
+    /// The last of these gaps.
+    pub last_retention_gap: Option<RetentionGap>,
+}
+
+/// Events that Kafka had removed before the flow took them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RetentionGap {
+    /// Of which topic.
+    pub topic: String,
+    /// Of which partition.
+    pub partition: i32,
+    /// The first offset that is gone.
+    pub from: i64,
+    /// The first one that is there again.
+    pub to: i64,
+    /// How long ago it was found, in seconds.
+    pub seconds_ago: f64,
+    /// Seconds between the last event taken before it and the first one behind it, once both are known.
+    pub spans_seconds: Option<f64>,
 }
 
 /// Kafka cannot be read.

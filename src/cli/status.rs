@@ -190,6 +190,24 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
             ),
         ));
     }
+    if let Some(gap) = &flow.last_retention_gap {
+        let spans = gap
+            .spans_seconds
+            .map_or(String::new(), |spans| format!(", which spans {}", seconds(spans)));
+        rows.push(row(
+            "retention",
+            format!(
+                "{} events were removed before they were taken, in {} gaps; the last one {} ago: {}[{}] {} to {}{spans}",
+                flow.retention_gap_events,
+                flow.retention_gaps,
+                seconds(gap.seconds_ago),
+                gap.topic,
+                gap.partition,
+                gap.from,
+                gap.to
+            ),
+        ));
+    }
     let looks_again = listed(flow.looks_again.iter().map(|(reason, count)| (reason.as_str(), *count)));
     if !looks_again.is_empty() {
         rows.push(row("looks again", looks_again));

@@ -343,6 +343,14 @@ impl Observers<'_> {
                 }
             },
         );
+        self.counter(
+            "evrepl_retention_gap_events_total",
+            "{event}",
+            "Events that Kafka had removed before they were taken, at most",
+            |status, say| {
+                flows(status).for_each(|(flow, label)| say(flow.retention_gap_events, &[label]));
+            },
+        );
         self.gauge(
             "evrepl_mailbox_depth",
             "{message}",

@@ -24,6 +24,7 @@ mod other_programs_write_events;
 mod parking;
 mod poison_harms_nothing_else;
 mod replay;
+mod retention_passed_us;
 mod strangers_are_refused;
 mod supervision;
 mod survives_a_dead_peer;

@@ -11,7 +11,11 @@ const EU: &str = "eu-west-1";
 
 fn replay(region: &Region, arguments: &[&str]) -> Output {
     let mut command = Command::new(evrepl());
-    command.arg("replay").arg("--config").arg(region.config_path()).args(arguments);
+    command
+        .arg("replay")
+        .arg("--config")
+        .arg(region.config_path())
+        .args(arguments);
     command.output().expect("evrepl can be started")
 }
 
@@ -51,9 +55,7 @@ fn a_memcached_that_was_restarted_empty_is_filled_again_while_the_live_stream_go
     let topic = &pair.us.cache("sessions").topic;
     assert_eq!(
         text,
-        format!(
-            "sessions: 3001 records read from {topic}, 3000 handed to {topic}.retry.{EU}, 1 skipped as no event\n"
-        )
+        format!("sessions: 3001 records read from {topic}, 3000 handed to {topic}.retry.{EU}, 1 skipped as no event\n")
     );
     // Written while the replay is on its way back.
     let live: Vec<String> = (0..1_000).map(|n| format!("key:{}", n * 2)).collect();
@@ -69,12 +71,24 @@ fn a_memcached_that_was_restarted_empty_is_filled_again_while_the_live_stream_go
     assert_eq!(assigned(&pair.us), before, "the replay disturbed the group");
 
     // A replay of what is old enough only: the time index knows.
-    let written = pair.us.kafka().end_offsets(topic).iter().map(|(_, end)| end).sum::<i64>();
+    let written = pair
+        .us
+        .kafka()
+        .end_offsets(topic)
+        .iter()
+        .map(|(_, end)| end)
+        .sum::<i64>();
     assert_eq!(written, 4_001);
     let text = said(&pair.us, &["--peer", EU, "--since", "1ms"], 0);
-    assert!(text.contains("sessions: 0 records read") && text.contains("pages: 0 records read"), "{text}");
+    assert!(
+        text.contains("sessions: 0 records read") && text.contains("pages: 0 records read"),
+        "{text}"
+    );
     let text = said(&pair.us, &["--peer", EU, "--since", "1d"], 0);
-    assert!(text.contains("sessions: 4001 records read") && text.contains("pages: 1 records read"), "{text}");
+    assert!(
+        text.contains("sessions: 4001 records read") && text.contains("pages: 1 records read"),
+        "{text}"
+    );
     settle(&pair.both());
     assert_same(&pair.both(), "pages", &["page"]);
 }
@@ -129,9 +143,17 @@ fn what_cannot_be_replayed_says_why() {
         let text = said(&region, arguments, code);
         assert!(text.contains(words), "{arguments:?}: {text}");
     };
-    refused(&["--peer", "eu-west-2", "--since", "1h"], 2, "there is eu-west-1, sa-east-1");
+    refused(
+        &["--peer", "eu-west-2", "--since", "1h"],
+        2,
+        "there is eu-west-1, sa-east-1",
+    );
     refused(&["--peer", "sa-east-1", "--since", "1h"], 2, "only receives");
-    refused(&["--peer", EU, "--since", "1h", "--cache", "pages"], 2, "there is sessions");
+    refused(
+        &["--peer", EU, "--since", "1h", "--cache", "pages"],
+        2,
+        "there is sessions",
+    );
     // evrepl never ran here: nothing was ever buried.
     let dead_letters = format!("{}.dead-letter does not exist", region.cache("sessions").topic);
     refused(&["--peer", EU, "--dead-letter"], 1, &dead_letters);
@@ -155,9 +177,11 @@ fn retry_topics_get_as_many_partitions_as_their_source_within_seconds() {
     let retries = [EU, "ap-south-1"].map(|peer| format!("{topic}.retry.{peer}"));
     let grown = |count: usize| {
         for retry in &retries {
-            wait_until(&format!("{retry} has {count} partitions"), Duration::from_secs(20), || {
-                us.kafka().partitions(retry).len() == count
-            });
+            wait_until(
+                &format!("{retry} has {count} partitions"),
+                Duration::from_secs(20),
+                || us.kafka().partitions(retry).len() == count,
+            );
         }
     };
     grown(2);

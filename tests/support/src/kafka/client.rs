@@ -121,6 +121,31 @@ impl KafkaClient {
         self.await_partitions(topic, total);
     }
 
+    /// Removes a partition's records below `offset`, as retention does.
+    ///
+    /// # Panics
+    /// When Kafka refuses.
+    pub fn delete_records(&self, topic: &str, partition: i32, offset: i64) {
+        let mut below = TopicPartitionList::new();
+        below
+            .add_partition_offset(topic, partition, Offset::Offset(offset))
+            .expect("an offset to delete below");
+        let admin: AdminClient<_> = self
+            .config()
+            .create()
+            .expect("an admin client's configuration is valid");
+        let options = AdminOptions::new()
+            .request_timeout(Some(CALL))
+            .operation_timeout(Some(CALL));
+        let done = block_on(admin.delete_records(&below, &options))
+            .unwrap_or_else(|error| panic!("deleting records of {topic}: {error}"));
+        for element in done.elements() {
+            element
+                .error()
+                .unwrap_or_else(|error| panic!("deleting records of {topic}[{partition}]: {error}"));
+        }
+    }
+
     /// Deletes a topic.
     pub fn delete_topic(&self, topic: &str) {
         self.admin(topic, |admin, options| block_on(admin.delete_topics(&[topic], options)));
