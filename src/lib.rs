@@ -38,6 +38,7 @@ pub mod kafka;
 pub mod link;
 pub mod look;
 pub mod memcached;
+pub mod misses;
 pub mod offsets;
 pub mod outcome;
 pub mod parking;

@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::time::Instant;
 
 use crate::admin::{
-    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, Outcomes, Readiness, RetentionGap, ServerStatus,
-    SessionStatus, Status, StatusSource, WaitingFor,
+    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, MassMisses, Outcomes, Readiness,
+    RetentionGap, ServerStatus, SessionStatus, Status, StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
 use crate::config::Config;
 use crate::handoff::Mailboxes;
+use crate::misses::LIKELY_CAUSES;
 use crate::outcome::Outcome;
 use crate::relay::{FlowView, Stage};
 use crate::telemetry::Instruments;
@@ -97,6 +98,18 @@ impl Region {
                 })
                 .collect(),
             looks_again: instruments.looks_again(),
+            mass_misses: view
+                .mass_misses()
+                .into_iter()
+                .map(|(looks, raised)| MassMisses {
+                    cache: looks.cache,
+                    server: looks.server,
+                    looks: raised.worst.looks,
+                    missing: raised.worst.missing,
+                    since_seconds: (now - raised.since).as_secs_f64(),
+                    likely_causes: LIKELY_CAUSES.to_owned(),
+                })
+                .collect(),
             retention_gaps: retention.gaps,
             retention_gap_events: retention.events,
             last_retention_gap: retention.last.map(|last| RetentionGap {

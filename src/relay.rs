@@ -16,6 +16,7 @@ use crate::event::{Op, TraceContext};
 use crate::handoff::Mailboxes;
 use crate::hashing::Ring;
 use crate::kafka::TopicPartition;
+use crate::misses::{Counts, LIKELY_CAUSES, Limit, Raised, Window};
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, PerServer, Permits};
@@ -361,6 +362,17 @@ pub struct GapView {
     pub spans: Option<Duration>,
 }
 
+/// A memcached server of this region, and how many of the keys looked at were missing there.
+#[derive(Clone, Debug)]
+pub struct ServerLooks {
+    /// The cache that it belongs to.
+    pub cache: String,
+    /// `host:port`.
+    pub server: String,
+    /// Its last looks.
+    pub window: Window,
+}
+
 /// What outlives a flow's rebuild and is read from other threads: its accounts and its observable state.
 #[derive(Debug)]
 pub struct FlowView {
@@ -380,6 +392,8 @@ pub struct FlowView {
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
     retention: Mutex<RetentionView>,
+    /// By server, through all caches.
+    looks: Mutex<Vec<ServerLooks>>,
     /// Of the source topics, and of the retry topics: what keeps them from being read, and since when.
     kafka: Mutex<[Option<(String, Instant)>; 2]>,
     /// Retry partitions that wait for the time of their next record, and that time.
@@ -404,6 +418,13 @@ pub struct StopFlow {
 impl FlowView {
     /// The view of the flow to `peer` with `lanes` lanes.
     pub fn new(config: &Config, peer: usize) -> Self {
+        let servers = config.caches.iter().flat_map(|cache| {
+            cache.servers.iter().map(|server| ServerLooks {
+                cache: cache.name.clone(),
+                server: server.address.clone(),
+                window: Window::default(),
+            })
+        });
         FlowView {
             peer,
             name: format!("{}->{}", config.region, config.peers[peer].region),
@@ -415,6 +436,7 @@ impl FlowView {
             draining: AtomicBool::new(false),
             reconnects: AtomicU64::new(0),
             retention: Mutex::default(),
+            looks: Mutex::new(servers.collect()),
             kafka: Mutex::default(),
             retries: Mutex::default(),
             suspects: Mutex::default(),
@@ -446,6 +468,13 @@ impl FlowView {
     /// The events that may be what takes the flow down.
     pub fn suspects(&self) -> MutexGuard<'_, Suspects> {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The servers on which too many keys are missing.
+    pub fn mass_misses(&self) -> Vec<(ServerLooks, Raised)> {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let raised = looks.iter().filter_map(|one| Some((one.clone(), one.window.raised()?)));
+        raised.collect()
     }
 
     /// What retention has taken from this flow.
@@ -686,6 +715,37 @@ impl FlowShared {
             (true, false) => true,
             (false, true) => false,
             _ => comes.produced_at_ms >= held.produced_at_ms,
+        }
+    }
+
+    /// Counts what a read has seen of a server, by its number through all caches: once for each read.
+    pub fn count_misses(&self, server: usize, seen: &[HeldItem]) {
+        let mut counts = Counts::default();
+        for item in seen {
+            // Of a deleted key nothing was to be found.
+            counts.looks += u64::from(!matches!(item.seen, Seen::Nothing(Outcome::Deleted)));
+            counts.missing += u64::from(matches!(item.seen, Seen::Nothing(Outcome::Missing)));
+        }
+        let misses = &self.config.misses;
+        let limit = Limit {
+            share: misses.share,
+            min_events: misses.min_events as u64,
+            within: misses.within,
+        };
+        let mut looks = self.view.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(its) = looks.get_mut(server) else { return };
+        if its.window.add(Instant::now(), counts, &limit) {
+            let total = its.window.total();
+            tracing::warn!(
+                flow = self.view.name,
+                cache = its.cache,
+                server = its.server,
+                missing = total.missing,
+                looks = total.looks,
+                likely_causes = LIKELY_CAUSES,
+                "many keys that were set are missing in memcached, their copies at the peer are removed; `evrepl check \
+                 --connect` compares the server with the ring"
+            );
         }
     }
 

@@ -724,6 +724,7 @@ impl CacheReader {
         let wall = wall_ms();
         let now = Instant::now();
         let (mut bytes, mut values, mut value_bytes) = (0, 0, 0);
+        let before = self.outbox.len();
         let mut reports = Reports::default();
         if let Some(newest) = events.last() {
             self.parts.shared.lag(Stage::Looked, newest.produced_at_ms);
@@ -771,6 +772,9 @@ impl CacheReader {
             self.outbox.push(item);
         }
         self.mean.saw(value_bytes, values);
+        self.parts
+            .shared
+            .count_misses(self.parts.number, &self.outbox[before..]);
         self.parts.shared.take_bytes(bytes);
         self.parts.shared.report(&mut reports);
     }

@@ -92,6 +92,26 @@ pub struct FlowStatus {
     pub retention_gap_events: u64,
     /// The last of these gaps.
     pub last_retention_gap: Option<RetentionGap>,
+    /// Own memcached servers on which many keys that were set are missing; empty when all is well.
+    pub mass_misses: Vec<MassMisses>,
+}
+
+/// A memcached server on which many keys that were set are missing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MassMisses {
+    /// The cache that it belongs to.
+    pub cache: String,
+    /// `host:port`.
+    pub server: String,
+    /// Looks that were to find a value, in the worst window.
+    pub looks: u64,
+    /// Those that found none.
+    pub missing: u64,
+    /// Seconds since it was noticed; it stays until a full window shows otherwise.
+    pub since_seconds: f64,
+    /// What it most likely means.
+    pub likely_causes: String,
 }
 
 /// Events that Kafka had removed before the flow took them.

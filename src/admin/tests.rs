@@ -85,6 +85,24 @@ fn one_flow() -> Status {
                 since_seconds: 1.5,
                 next: "probe under way".to_owned(),
             }],
+            retention_gaps: 1,
+            retention_gap_events: 300,
+            last_retention_gap: Some(RetentionGap {
+                topic: "s".to_owned(),
+                partition: 2,
+                from: 1_000,
+                to: 1_300,
+                seconds_ago: 2.5,
+                spans_seconds: Some(60.0),
+            }),
+            mass_misses: vec![MassMisses {
+                cache: "sessions".to_owned(),
+                server: "10.0.0.1:11211".to_owned(),
+                looks: 200,
+                missing: 150,
+                since_seconds: 3.0,
+                likely_causes: "evictions".to_owned(),
+            }],
             ..FlowStatus::default()
         }],
         agent: AgentStatus {
@@ -259,8 +277,10 @@ fn metrics_have_exactly_their_names() {
         ("evrepl_mailbox_capacity", "gauge"),
         ("evrepl_mailbox_depth", "gauge"),
         ("evrepl_mailbox_high_water", "gauge"),
+        ("evrepl_mass_misses", "gauge"),
         ("evrepl_offset_lag", "gauge"),
         ("evrepl_restarts_total", "counter"),
+        ("evrepl_retention_gap_events_total", "counter"),
         ("evrepl_stage_lag_seconds", "histogram"),
     ];
     assert_eq!(kinds, BTreeSet::from(expected));
@@ -269,6 +289,8 @@ fn metrics_have_exactly_their_names() {
     for line in [
         "evrepl_agent_items_total{status=\"look_again\"} 1".to_owned(),
         "evrepl_agent_sessions 1".to_owned(),
+        format!("evrepl_retention_gap_events_total{{{flow}}} 300"),
+        format!("evrepl_mass_misses{{cache=\"sessions\",{flow},server=\"10.0.0.1:11211\"}} 1"),
         format!("evrepl_batch_items_bucket{{{flow},le=\"8\"}} 0"),
         format!("evrepl_batch_items_bucket{{{flow},le=\"16\"}} 1"),
         format!("evrepl_batch_bytes_sum{{{flow}}} 4000"),

@@ -28,7 +28,8 @@ const PREFETCH_PART: u64 = 4;
 /// with 78.
 ///
 /// With --connect it also asks what the configuration names, and changes nothing there: Kafka and
-/// its topics, each memcached server, the certificate, each peer, and the two addresses to listen
+/// its topics, each memcached server (and whether a few of the keys that it holds belong there by
+/// the ring), the certificate, each peer, and the two addresses to listen
 /// on. One line each: `ok`, `missing` (what evrepl makes itself or waits for) or `failed`; exits
 /// with 78 if any failed.
 #[derive(Debug, Args)]

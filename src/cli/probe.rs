@@ -1,6 +1,8 @@
 //! What `evrepl check --connect` asks the world. Nothing is changed there, everything is asked at the same time, and every
 //! question has a time limit.
 
+mod sample;
+
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
 use std::time::{Duration, SystemTime};
@@ -78,6 +80,7 @@ impl Finding {
 /// Asks everything that the configuration names; the answers in the order of the configuration.
 pub(super) async fn everything(config: &Config) -> Vec<Finding> {
     let tls = TlsMaterial::load(&config.tls.certificate, &config.tls.private_key, &config.tls.ca);
+    let rings = crate::run::rings(config);
     let mut questions: Vec<BoxFuture<'_, Vec<Finding>>> = vec![kafka(config).boxed()];
     let mut asked = Vec::new();
     for server in config.caches.iter().flat_map(|cache| &cache.servers) {
@@ -85,6 +88,16 @@ pub(super) async fn everything(config: &Config) -> Vec<Finding> {
         if !asked.contains(&server.address.as_str()) {
             asked.push(&server.address);
             questions.push(memcached(&server.address).map(|found| vec![found]).boxed());
+        }
+    }
+    for (cache, ring) in config.caches.iter().zip(&rings) {
+        let weights: f64 = cache.servers.iter().map(|server| f64::from(server.weight)).sum();
+        // With one server there is nothing to compare: every key belongs there.
+        let several = cache.servers.iter().enumerate().filter(|_| cache.servers.len() > 1);
+        for (n, server) in several {
+            let share = f64::from(server.weight) / weights;
+            let compared = sample::compare(&cache.name, &server.address, ring, n, share);
+            questions.push(compared.map(|found| found.into_iter().collect()).boxed());
         }
     }
     questions.push(certificate(&tls, &config.region).map(|found| vec![found]).boxed());

@@ -190,6 +190,20 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
             ),
         ));
     }
+    for misses in &flow.mass_misses {
+        rows.push(row(
+            "misses",
+            format!(
+                "{} of {} keys looked at were missing in {} of cache {}, since {}: {}",
+                misses.missing,
+                misses.looks,
+                misses.server,
+                misses.cache,
+                seconds(misses.since_seconds),
+                misses.likely_causes
+            ),
+        ));
+    }
     if let Some(gap) = &flow.last_retention_gap {
         let spans = gap
             .spans_seconds
@@ -287,7 +301,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::admin::{Outcomes, ServerStatus, SessionStatus, WaitingFor};
+    use crate::admin::{MassMisses, Outcomes, RetentionGap, ServerStatus, SessionStatus, WaitingFor};
     use crate::outcome::Outcome;
 
     fn status() -> Status {
@@ -321,6 +335,24 @@ mod tests {
                     keys: 3,
                     since_seconds: 0.25,
                     next: "probe in 0.5 s".to_owned(),
+                }],
+                retention_gaps: 2,
+                retention_gap_events: 400,
+                last_retention_gap: Some(RetentionGap {
+                    topic: "s".to_owned(),
+                    partition: 3,
+                    from: 1_000,
+                    to: 1_300,
+                    seconds_ago: 61.0,
+                    spans_seconds: Some(7.25),
+                }),
+                mass_misses: vec![MassMisses {
+                    cache: "sessions".to_owned(),
+                    server: "10.0.0.1:11211".to_owned(),
+                    looks: 200,
+                    missing: 150,
+                    since_seconds: 3.0,
+                    likely_causes: "evictions".to_owned(),
                 }],
                 ..FlowStatus::default()
             }],
@@ -386,6 +418,8 @@ flow us-east-1->eu-west-1: waiting_for_peer
   lag         consumed 0.010 s, acked 0.250 s
   link 0      dialling since 1m 1s, 4 failed attempts: connection refused
   waiting     3 keys for 10.0.0.5:11211, since 250ms: probe in 0.5 s
+  misses      150 of 200 keys looked at were missing in 10.0.0.1:11211 of cache sessions, since 3s: evictions
+  retention   400 events were removed before they were taken, in 2 gaps; the last one 1m 1s ago: s[3] 1000 to 1300, which spans 7s
 
 agent: listening
   applied    7

@@ -63,6 +63,8 @@ section! {
         pub drain: Drain as Sub = Drain::default(),
         /// The connections to this region's own memcached servers.
         pub memcached: Memcached as Sub = Memcached::default(),
+        /// When it is worth a warning that keys are missing.
+        pub misses: Misses as Sub = Misses::default(),
     }
 }
 
@@ -368,6 +370,20 @@ section! {
         /// How long what is in flight may take to finish; what does not is replayed (exit code 75). Default: `"25s"`,
         /// less than the 30 s that Kubernetes gives.
         pub grace_period: Duration as Time<0> = seconds(25),
+    }
+}
+
+section! {
+    /// When it is worth a warning that keys which were set are missing in this region's own memcached servers: a wrong ring,
+    /// evictions, or a server that was restarted.
+    #[derive(Debug)]
+    pub struct Misses {
+        /// The share of misses, from 0 to 1, among the looks at one server. Default: `0.5`.
+        pub share: f64 as Ratio = 0.5,
+        /// Fewer looks say nothing. Default: `100`.
+        pub min_events: usize as Count<1> = 100,
+        /// The time in which looks are counted. Default: `"10s"`.
+        pub within: Duration as Time = seconds(10),
     }
 }
 

@@ -343,6 +343,19 @@ impl Observers<'_> {
                 }
             },
         );
+        self.gauge(
+            "evrepl_mass_misses",
+            "1",
+            "1 for a memcached server on which many keys that were set are missing: wrong hash or ring_name, evictions, or \
+             restarted after the events",
+            |status, say| {
+                for (flow, label) in flows(status) {
+                    for one in &flow.mass_misses {
+                        say(1, &[label.clone(), text("cache", &one.cache), text("server", &one.server)]);
+                    }
+                }
+            },
+        );
         self.counter(
             "evrepl_retention_gap_events_total",
             "{event}",
