@@ -26,7 +26,7 @@ use crate::kafka::{Produce, Producer};
 use crate::memcached;
 use crate::offsets::{Hold, Seq, Tracker};
 use crate::outcome::Outcome;
-use crate::parking::KEPT_HEADER_BYTES;
+use crate::parking::{KEPT_HEADER_BYTES, PRODUCED_AT};
 use crate::permits::{PerServer, Urgency};
 use crate::poll_thread::{
     Chunk, ChunkReady, PartitionQueue, PollCommand, RecordEntry, RecordExtra, RevokePartition, Revoked,
@@ -621,17 +621,22 @@ impl DeadLetter {
         topic: &str,
         shared: &FlowShared,
     ) -> Result<(), crate::kafka::KafkaError> {
-        let offset = self.offset.to_string();
+        let (offset, produced_at) = (self.offset.to_string(), self.produced_at_ms.to_string());
         let mut headers: Vec<(&str, &[u8])> = self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
         headers.push(("evrepl-reason", self.reason.as_bytes()));
         headers.push(("evrepl-peer", shared.peer().region.as_bytes()));
         headers.push(("evrepl-offset", offset.as_bytes()));
+        // A retry record has it already.
+        if self.produced_at_ms > 0 && headers.iter().all(|(name, _)| *name != PRODUCED_AT) {
+            headers.push((PRODUCED_AT, produced_at.as_bytes()));
+        }
         let record = Produce {
             topic,
             key: self.key.as_deref(),
             value: self.value.as_deref(),
             headers: &headers,
-            timestamp_ms: Some(self.produced_at_ms).filter(|&at| at > 0),
+            // Retention counts from the burial: an event that was late would else be gone at once.
+            timestamp_ms: None,
         };
         producer.send(&record, DEAD_LETTER_TIMEOUT).await.map(|_| ())
     }
