@@ -77,6 +77,10 @@ pub trait RebalanceListener: Send + Sync {
     fn assigned(&self, partitions: &[TopicPartition]);
     /// These partitions are about to be taken: finish within a bounded time and say which offsets to commit.
     fn revoking(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)>;
+    /// When the last event before each offset that is committed next was produced, milliseconds since the epoch, where that has
+    /// changed since the last call: a commit carries it as metadata, so that a gap that retention makes while nobody reads can
+    /// be measured in time.
+    fn times(&self) -> Vec<(TopicPartition, i64)>;
 }
 
 /// A record, borrowed from librdkafka until the next poll.
@@ -172,8 +176,7 @@ struct FlowContext {
     placed: std::sync::Mutex<HashMap<TopicPartition, Placed>>,
     /// Offsets that librdkafka asked for in vain.
     missed: std::sync::Mutex<Vec<(TopicPartition, i64)>>,
-    /// Produced-at of the last event before what is committed next, by partition: a commit carries it as metadata, so that a
-    /// gap that retention makes while nobody reads can be measured in time.
+    /// What the listener has said of times, by partition.
     times: std::sync::Mutex<HashMap<TopicPartition, i64>>,
     /// When partitions were last assigned, until it was checked that the group has left none out.
     assigned: std::sync::Mutex<Option<Instant>>,
@@ -356,7 +359,8 @@ impl FlowContext {
     /// Offsets as they are committed, with their metadata.
     fn positions(&self, offsets: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
-        let (born, times) = (self.born_lock(), lock(&self.times));
+        let (born, mut times) = (self.born_lock(), lock(&self.times));
+        times.extend(self.listener.times());
         for (at, offset) in offsets {
             let mut element = list.add_partition(&at.topic, at.partition);
             element.set_offset(Offset::Offset(*offset))?;
@@ -680,11 +684,6 @@ impl FlowConsumer {
     /// log begins. Known before the first record from there.
     pub fn missed(&self) -> Vec<(TopicPartition, i64)> {
         std::mem::take(&mut *lock(&self.consumer.context().missed))
-    }
-
-    /// Notes when the last event before what is committed next was produced, for the commit's metadata.
-    pub fn note_time(&self, at: &TopicPartition, produced_at_ms: i64) {
-        lock(&self.consumer.context().times).insert(at.clone(), produced_at_ms);
     }
 }
 

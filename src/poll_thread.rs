@@ -194,6 +194,8 @@ pub struct PartitionQueue {
     flow_events: Arc<AtomicUsize>,
     flow_limit: usize,
     gauge: Arc<MailboxGauge>,
+    /// Offset and produced-at of the last record of each chunk that is not committed yet.
+    ends: Mutex<VecDeque<(i64, i64)>>,
     /// Where it is shown that the partition waits for a retry record's time.
     view: Arc<FlowView>,
     /// Fetching is paused because the queue is full.
@@ -267,7 +269,26 @@ impl PartitionQueue {
         self.lock().chunks.len() < self.capacity && (queued == 0 || queued + events <= self.flow_limit)
     }
 
+    /// When the last event of the last chunk was produced that ends before `offset`, which is committed now.
+    fn committed(&self, offset: i64) -> Option<i64> {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at = None;
+        while let Some((_, produced_at)) = ends.front().filter(|(end, _)| *end < offset) {
+            at = Some(*produced_at);
+            ends.pop_front();
+        }
+        at
+    }
+
     fn push(&self, chunk: Chunk) {
+        if let Some(last) = chunk.records.last() {
+            let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+            if ends.len() >= MAX_ENDS {
+                // Coarser: a time that is noted is then older than it need be.
+                ends.pop_back();
+            }
+            ends.push_back((last.offset, last.produced_at_ms));
+        }
         self.flow_events.fetch_add(chunk.records.len(), Relaxed);
         let mut inner = self.lock();
         inner.chunks.push_back(chunk);
@@ -343,6 +364,8 @@ struct Rebalances {
     next_generation: AtomicUsize,
     queues: Mutex<HashMap<TopicPartition, Arc<PartitionQueue>>>,
     changed: AtomicBool,
+    /// Produced-at of the last event before an offset that is to be committed.
+    times: Mutex<Vec<(TopicPartition, i64)>>,
     /// Set while draining: the time a partition gets is then the drain's.
     deadline: Mutex<Option<Instant>>,
 }
@@ -350,6 +373,14 @@ struct Rebalances {
 impl Rebalances {
     fn queues(&self) -> MutexGuard<'_, HashMap<TopicPartition, Arc<PartitionQueue>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes when the last event before an offset was produced that is to be committed.
+    fn note_time(&self, queue: &PartitionQueue, offset: i64) {
+        if let Some(at) = queue.committed(offset) {
+            let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+            times.push((queue.at.clone(), at));
+        }
     }
 
     /// Lets go of everything, with nothing to commit to.
@@ -383,22 +414,25 @@ impl Rebalances {
                     deadline,
                     reply,
                 });
-                waiting.push((queue.at.clone(), answer));
+                waiting.push((queue, answer));
             }
         }
         let (mut commits, mut unfinished) = (Vec::new(), 0);
         let partitions = waiting.len();
-        for (at, answer) in waiting {
+        for (queue, answer) in waiting {
             // The consumer answers by the deadline itself; the rest is for a thread that is slow to wake.
             let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(500);
             match answer.recv_timeout(patience) {
                 Ok(revoked) => {
                     unfinished += revoked.unfinished;
-                    commits.extend(revoked.watermark.map(|offset| (at, offset)));
+                    if let Some(offset) = revoked.watermark {
+                        self.note_time(&queue, offset);
+                        commits.push((queue.at.clone(), offset));
+                    }
                 }
                 Err(_) => tracing::warn!(
-                    partition = at.partition,
-                    topic = at.topic,
+                    partition = queue.at.partition,
+                    topic = queue.at.topic,
                     "partition consumer did not answer"
                 ),
             }
@@ -426,6 +460,7 @@ impl RebalanceListener for Arc<Rebalances> {
                     flow_events: self.flow_events.clone(),
                     flow_limit: self.settings.queue_events,
                     gauge: self.settings.gauge.clone(),
+                    ends: Mutex::default(),
                     view: self.settings.view.clone(),
                     paused: AtomicBool::new(false),
                     high_watermark: std::sync::atomic::AtomicI64::new(-1),
@@ -442,6 +477,10 @@ impl RebalanceListener for Arc<Rebalances> {
 
     fn revoking(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
         self.revoke(partitions).0
+    }
+
+    fn times(&self) -> Vec<(TopicPartition, i64)> {
+        std::mem::take(&mut self.times.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -471,6 +510,7 @@ impl PollThread {
                     next_generation: AtomicUsize::new(0),
                     queues: Mutex::default(),
                     changed: AtomicBool::new(false),
+                    times: Mutex::default(),
                     deadline: Mutex::new(None),
                 });
                 let mut backoff = Backoff::clamped(REJOIN_INITIAL, REJOIN_MAX);
@@ -557,8 +597,6 @@ struct Lane {
     records: Vec<RecordEntry>,
     /// Whether retention has passed us.
     reading: Reading,
-    /// Offset and produced-at of the last record of each chunk that is not committed yet.
-    ends: VecDeque<(i64, i64)>,
     /// A retry record whose time has not come: it goes before everything that is fetched after it.
     not_before: Option<(Instant, Waiting)>,
 }
@@ -582,13 +620,6 @@ impl Lane {
         }
         if !self.queue.has_room(self.records.len()) {
             return false;
-        }
-        if let Some(last) = self.records.last() {
-            if self.ends.len() >= MAX_ENDS {
-                // Coarser: a time that is noted is then older than it need be.
-                self.ends.pop_back();
-            }
-            self.ends.push_back((last.offset, last.produced_at_ms));
         }
         let data = Bytes::from(std::mem::take(&mut self.data));
         let records = std::mem::take(&mut self.records);
@@ -654,16 +685,6 @@ impl Lane {
         self.not_before = Some((due, waiting));
         self.queue.show_wait(Some(due));
         false
-    }
-
-    /// When the last event of the last chunk was produced that ends before `offset`.
-    fn committed(&mut self, offset: i64) -> Option<i64> {
-        let mut at = None;
-        while let Some((_, produced_at)) = self.ends.front().filter(|(end, _)| *end < offset) {
-            at = Some(*produced_at);
-            self.ends.pop_front();
-        }
-        at
     }
 
     /// Takes in the record whose time has come.
@@ -914,7 +935,6 @@ impl<'a> PollLoop<'a> {
                 }
                 lanes.push(Lane {
                     reading,
-                    ends: VecDeque::new(),
                     retry: rebalances.settings.retry,
                     queue: queue.clone(),
                     data: Vec::new(),
@@ -957,13 +977,10 @@ impl<'a> PollLoop<'a> {
             // Only of partitions that are still ours: another member's commit must not be overwritten.
             let ours = self.rebalances.queues();
             let commits: Vec<_> = commits.into_iter().filter(|(at, _)| ours.contains_key(at)).collect();
-            drop(ours);
             for (at, offset) in &commits {
-                let lane = self.lanes.iter_mut().find(|lane| lane.queue.at == *at);
-                if let Some(produced_at) = lane.and_then(|lane| lane.committed(*offset)) {
-                    self.consumer.note_time(at, produced_at);
-                }
+                self.rebalances.note_time(&ours[at], *offset);
             }
+            drop(ours);
             if let Err(error) = self.consumer.commit(&commits) {
                 tracing::warn!(%error, "commit could not be queued; the next one covers it");
             }

@@ -496,12 +496,12 @@ impl PartitionConsumer {
         }
         use std::sync::atomic::Ordering::Relaxed;
         let high = self.parts.queue.high_watermark.load(Relaxed);
-        // What retention has removed is no lag.
+        // What retention has removed is no lag. An end below it was heard before the gap, and says nothing any more.
         let floor = self.parts.queue.floor.load(Relaxed);
         let position = self.tracker.watermark().or(self.first).unwrap_or(-1).max(floor);
         let report = PartitionReport {
             accounts: self.tracker.accounts(),
-            offset_lag: (position >= 0 && high >= 0).then(|| (high - position).max(0)),
+            offset_lag: (position >= 0 && high >= floor.max(0)).then(|| (high - position).max(0)),
             paused: self.parts.queue.paused.load(Relaxed),
         };
         self.parts.shared.view.accounts.report(self.parts.id, report);
