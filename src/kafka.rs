@@ -22,6 +22,8 @@ use crate::retention::{self, Gap};
 
 /// How long a question to the broker may take before it is asked again or given up.
 const ASK: Duration = Duration::from_secs(5);
+/// The same for a question that keeps records waiting and is asked again anyway.
+const ASK_SHORT: Duration = Duration::from_secs(1);
 /// On top of the session timeout, for the rebalance that follows it and for the commits of what it assigned.
 const CLAIM_MARGIN: Duration = Duration::from_secs(2);
 
@@ -37,6 +39,9 @@ pub enum KafkaError {
     /// A topic is not there (yet); worth a retry.
     #[error("kafka: topic unknown: {0}")]
     UnknownTopic(String),
+    /// The client has forgotten every broker although they can be reached: only a new client helps.
+    #[error("kafka client has lost its brokers, which can be reached")]
+    Lost,
     /// This consumer can never work again: another process runs under the same `node`, or the broker refused it for good.
     #[error("kafka consumer is fenced or refused for good: {0}")]
     Fatal(String),
@@ -168,6 +173,8 @@ struct FlowContext {
     start_at: StartAt,
     /// Its topics are made a moment after the first start.
     retry: bool,
+    /// Another consumer has taken its place: whatever it still hears is nobody's business.
+    abandoned: std::sync::atomic::AtomicBool,
     listener: Box<dyn RebalanceListener>,
     /// Partitions each topic had when the flow first saw it: a commit carries the number as metadata, so that a partition
     /// added later is told from one that was there when `start_at` was decided.
@@ -215,6 +222,10 @@ fn log_librdkafka(level: RDKafkaLogLevel, fac: &str, message: &str) {
 
 impl ConsumerContext for FlowContext {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        if self.abandoned.load(std::sync::atomic::Ordering::SeqCst) {
+            let _ = consumer.unassign();
+            return;
+        }
         let partitions: Vec<TopicPartition> = list
             .elements()
             .iter()
@@ -380,7 +391,7 @@ impl FlowContext {
         group: &str,
         topics: &[String],
     ) -> KafkaResult<Option<Vec<TopicPartition>>> {
-        let groups = consumer.fetch_group_list(Some(group), ASK)?;
+        let groups = consumer.fetch_group_list(Some(group), ASK_SHORT)?;
         let Some(group) = groups.groups().iter().find(|found| found.state() == "Stable") else {
             return Ok(None);
         };
@@ -388,7 +399,7 @@ impl FlowContext {
         let held: Vec<TopicPartition> = members.flat_map(assigned_in).collect();
         let mut left_out = Vec::new();
         for topic in topics {
-            let metadata = consumer.fetch_metadata(Some(topic), ASK)?;
+            let metadata = consumer.fetch_metadata(Some(topic), ASK_SHORT)?;
             let count = metadata.topics().first().map_or(0, |t| t.partitions().len() as i32);
             let all = (0..count).map(|partition| TopicPartition {
                 topic: topic.clone(),
@@ -516,6 +527,7 @@ pub struct FlowConsumer {
     consumer: BaseConsumer<FlowContext>,
     group: String,
     topics: Vec<String>,
+    brokers: Vec<String>,
     /// How long a rebalance may take to come to rest: a member that has died in between is replaced.
     claim_within: Duration,
 }
@@ -559,6 +571,7 @@ impl FlowConsumer {
         let context = FlowContext {
             start_at: if retry { StartAt::Earliest } else { kafka.start_at },
             retry,
+            abandoned: Default::default(),
             listener,
             born: Default::default(),
             placed: Default::default(),
@@ -572,6 +585,7 @@ impl FlowConsumer {
             consumer,
             group: group.to_owned(),
             topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            brokers: kafka.brokers.clone(),
             claim_within: kafka.session_timeout + CLAIM_MARGIN,
         })
     }
@@ -638,6 +652,25 @@ impl FlowConsumer {
             KafkaResult::Ok(retry || metadata.topics().iter().all(|topic| topic.error().is_none()))
         };
         self.topics.iter().all(|topic| matches!(known(topic), Ok(true)))
+    }
+
+    /// Whether one of the brokers to begin with accepts a connection within `limit`. Blocks.
+    pub fn reachable(&self, limit: Duration) -> bool {
+        use std::net::ToSocketAddrs;
+        let addresses = self.brokers.iter().filter_map(|broker| broker.to_socket_addrs().ok());
+        addresses
+            .flatten()
+            .any(|address| std::net::TcpStream::connect_timeout(&address, limit).is_ok())
+    }
+
+    /// Lets go of a consumer that cannot even leave its group any more, without waiting for its end.
+    pub fn abandon(self) {
+        let context = self.consumer.context();
+        context.abandoned.store(true, std::sync::atomic::Ordering::SeqCst);
+        // Without a thread it ends here, which may take a while.
+        let _ = std::thread::Builder::new()
+            .name("kafka end".to_owned())
+            .spawn(move || drop(self));
     }
 
     /// Stops fetching a partition; what librdkafka had prefetched of it is thrown away and fetched again later.

@@ -53,6 +53,11 @@ const ASK_WITHIN: Duration = Duration::from_millis(200);
 const PARK_WITHIN: Duration = Duration::from_secs(2);
 /// Ends of chunks that a partition remembers until they are committed: more while a watermark is held.
 const MAX_ENDS: usize = 256;
+/// A consumer that has heard nothing for so long asks whether Kafka is there.
+const SILENT: Duration = Duration::from_secs(5);
+/// Trouble for so long, although a broker accepts connections, is a client that has lost its brokers: librdkafka forgets them
+/// when a broker's metadata names none, as that of a broker does which was fenced for a moment, and never asks again.
+const LOST_AFTER: Duration = Duration::from_secs(15);
 /// Records between two looks at whether the consumer behind the queue is idle.
 const LOOK_EVERY: usize = 64;
 /// A retry record is taken so much before its time: records parked together would else pause their partition one by one.
@@ -521,11 +526,14 @@ impl PollThread {
                     };
                     match ended {
                         Ok(()) => return,
-                        Err(error @ KafkaError::Fatal(_)) => {
-                            tracing::error!(
-                                %error,
-                                "kafka refuses this consumer, joining anew; if this repeats, another process has the same node"
-                            );
+                        Err(error @ (KafkaError::Fatal(_) | KafkaError::Lost)) => {
+                            match error {
+                                KafkaError::Lost => tracing::error!(%error, "making a new kafka client"),
+                                _ => tracing::error!(
+                                    %error,
+                                    "kafka refuses this consumer, joining anew; if this repeats, another process has the same node"
+                                ),
+                            }
                             settings.trouble(Some(error.to_string()));
                             rebalances.revoke_all();
                             if !wait_to_rejoin(&inbox, backoff.next(rand::random())) {
@@ -706,6 +714,10 @@ struct PollLoop<'a> {
     watermarks_at: Instant,
     confirmed_at: Instant,
     trouble: Option<Instant>,
+    /// Since when there has been trouble without an end.
+    troubled: Option<Instant>,
+    /// When Kafka was last heard of.
+    heard: Instant,
 }
 
 impl<'a> PollLoop<'a> {
@@ -722,6 +734,8 @@ impl<'a> PollLoop<'a> {
             watermarks_at,
             confirmed_at: watermarks_at,
             trouble: None,
+            troubled: None,
+            heard: watermarks_at,
         }
     }
 
@@ -751,7 +765,9 @@ impl<'a> PollLoop<'a> {
                 }
                 match polled {
                     Polled::Record(record) => {
+                        self.heard = self.confirmed_at;
                         if self.trouble.take().is_some() {
+                            self.troubled = None;
                             self.rebalances.settings.trouble(None);
                         }
                         let Some(at) = Self::lane_of(&self.lanes, self.last, &record) else {
@@ -804,12 +820,18 @@ impl<'a> PollLoop<'a> {
                             tracing::warn!(%error, "kafka does not answer, polling on");
                             self.rebalances.settings.trouble(Some(error.to_string()));
                             self.trouble = Some(now);
+                            self.troubled.get_or_insert(now);
                         }
                         break;
                     }
                 }
             }
             self.make_room();
+            if self.troubled.is_some() && self.has_lost_brokers() {
+                let PollLoop { consumer, .. } = self;
+                consumer.abandon();
+                return Err(KafkaError::Lost);
+            }
         }
     }
 
@@ -838,11 +860,7 @@ impl<'a> PollLoop<'a> {
             if let Err(error) = self.consumer.commit(&[]) {
                 tracing::warn!(%error, "commit could not be queued; the next one covers it");
             }
-            if self.trouble.is_some() && self.consumer.answers(ASK_WITHIN) {
-                tracing::info!("kafka answers again");
-                self.trouble = None;
-                self.rebalances.settings.trouble(None);
-            }
+            self.look_after_kafka();
         }
         if self.watermarks_at.elapsed() >= WATERMARKS_EVERY {
             self.watermarks_at = Instant::now();
@@ -902,6 +920,37 @@ impl<'a> PollLoop<'a> {
                 );
             }
         }
+    }
+
+    /// An idle topic says nothing, whether Kafka is there or not: after a silence it is asked, and while there is trouble.
+    fn look_after_kafka(&mut self) {
+        if self.trouble.is_none() && self.heard.elapsed() < SILENT {
+            return;
+        }
+        self.heard = Instant::now();
+        let answers = self.consumer.answers(ASK_WITHIN);
+        if answers && self.trouble.take().is_some() {
+            tracing::info!("kafka answers again");
+            self.troubled = None;
+            self.rebalances.settings.trouble(None);
+        } else if !answers && self.trouble.is_none() {
+            tracing::warn!("kafka does not answer, polling on");
+            let trouble = "no answer to a question for the topics".to_owned();
+            self.rebalances.settings.trouble(Some(trouble));
+            self.trouble = Some(self.heard);
+            self.troubled.get_or_insert(self.heard);
+        }
+    }
+
+    /// Whether the client has lost its brokers, although they are there.
+    fn has_lost_brokers(&mut self) -> bool {
+        let lost = self.troubled.is_some_and(|since| since.elapsed() >= LOST_AFTER);
+        if lost && !self.consumer.reachable(ASK_WITHIN) {
+            // They are not: asked again after the same time.
+            self.troubled = Some(Instant::now());
+            return false;
+        }
+        lost
     }
 
     fn pause(consumer: &FlowConsumer, lane: &Lane) {

@@ -61,7 +61,6 @@ nothing_is_lost! {
     nothing_is_lost_by_corrupted_bytes: "link_corrupt",
     nothing_is_lost_by_a_restarted_broker: "broker_restarted",
     nothing_is_lost_by_a_stopped_broker: "broker_stopped",
-    #[ignore = "a flow whose librdkafka has lost its last broker (librdkafka issue 5301) stays without one"]
     nothing_is_lost_by_a_frozen_broker: "broker_frozen",
     nothing_is_lost_by_a_storm_of_rebalances: "rebalance_storm",
     nothing_is_lost_by_killing_a_relay_that_lets_go_of_partitions: "rebalance_killed",
@@ -71,7 +70,6 @@ nothing_is_lost! {
     nothing_is_lost_by_killing_whoever_had_written_a_frozen_server: "dest_frozen_killed",
     nothing_is_lost_by_a_slow_destination_server: "dest_slow",
     nothing_is_lost_by_a_full_destination_server: "dest_full",
-    #[ignore = "there is no `evrepl replay` yet"]
     a_destination_server_that_came_back_empty_is_filled_by_a_replay: "dest_empty",
     nothing_is_lost_by_an_unreachable_source_server: "source_unreachable",
     nothing_is_lost_by_poison: "poison",
