@@ -3,6 +3,8 @@
 //! Nothing here knows what a record means. Offsets are committed only when the caller says so.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -778,8 +780,22 @@ impl ClientContext for ProducerContext {
 /// A producer that says when Kafka has acknowledged. Cheap to clone.
 #[derive(Clone)]
 pub struct Producer {
-    producer: FutureProducer<ProducerContext>,
+    config: Arc<ClientConfig>,
+    current: Arc<RwLock<CurrentProducer>>,
+    /// The last record was not taken: whoever gets one through says so.
+    failing: Arc<AtomicBool>,
 }
+
+struct CurrentProducer {
+    producer: FutureProducer<ProducerContext>,
+    made: Instant,
+    /// No record has been taken since.
+    failing_since: Option<Instant>,
+}
+
+/// A producer that has got nothing through for so long is replaced: librdkafka may have lost its brokers for good (see
+/// [`KafkaError::Lost`]), and when it has not, a new one is no worse.
+const PRODUCER_FAILS: Duration = Duration::from_secs(20);
 
 impl Producer {
     /// A producer that waits for every in-sync replica. Not idempotent: a repeated event is harmless, and the handshake of
@@ -792,9 +808,50 @@ impl Producer {
         config
             // Interactive: nobody waits for a batch to fill.
             .set_if_absent(kafka, "linger.ms", "1");
+        let producer = config.create_with_context(ProducerContext)?;
+        let current = CurrentProducer {
+            producer,
+            made: Instant::now(),
+            failing_since: None,
+        };
         Ok(Producer {
-            producer: config.create_with_context(ProducerContext)?,
+            config: Arc::new(config),
+            current: Arc::new(RwLock::new(current)),
+            failing: Arc::default(),
         })
+    }
+
+    fn producer(&self) -> FutureProducer<ProducerContext> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.producer.clone()
+    }
+
+    fn note(&self, taken: bool) {
+        if taken && !self.failing.load(Relaxed) {
+            return;
+        }
+        self.failing.store(!taken, Relaxed);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if taken {
+            current.failing_since = None;
+            return;
+        }
+        let since = *current.failing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PRODUCER_FAILS || current.made.elapsed() < PRODUCER_FAILS {
+            return;
+        }
+        current.made = Instant::now();
+        match self.config.create_with_context(ProducerContext) {
+            Ok(producer) => {
+                tracing::warn!("kafka has taken no record for {PRODUCER_FAILS:?}, making a new producer");
+                let old = std::mem::replace(&mut current.producer, producer);
+                // Its end waits for what it had, if a thread can be had.
+                let _ = std::thread::Builder::new()
+                    .name("kafka end".to_owned())
+                    .spawn(move || drop(old));
+            }
+            Err(error) => tracing::warn!(%error, "no new kafka producer could be made"),
+        }
     }
 
     /// Produces one record and waits until Kafka has acknowledged it; gives partition and offset.
@@ -817,16 +874,18 @@ impl Producer {
         if let Some(at) = record.timestamp_ms {
             out = out.timestamp(at);
         }
-        match tokio::time::timeout(timeout, self.producer.send(out, timeout)).await {
+        let result = match tokio::time::timeout(timeout, self.producer().send(out, timeout)).await {
             Ok(Ok(delivery)) => Ok((delivery.partition, delivery.offset)),
             Ok(Err((error, _))) => Err(error.into()),
             Err(_) => Err(KafkaError::Broker(format!("no acknowledgement within {timeout:?}"))),
-        }
+        };
+        self.note(result.is_ok());
+        result
     }
 
     /// Waits until everything produced has been acknowledged or `timeout` has passed. Blocks the thread.
     pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
-        Ok(self.producer.flush(timeout)?)
+        Ok(self.producer().flush(timeout)?)
     }
 }
 
