@@ -807,7 +807,10 @@ impl Producer {
         let mut config = client_config(kafka, client_id);
         config
             // Interactive: nobody waits for a batch to fill.
-            .set_if_absent(kafka, "linger.ms", "1");
+            .set_if_absent(kafka, "linger.ms", "1")
+            // As long as anybody here waits for a record: one that was given up must not pile up behind its repetition.
+            .set_if_absent(kafka, "message.timeout.ms", "10000")
+            .set_if_absent(kafka, "queue.buffering.max.kbytes", "32768");
         let producer = config.create_with_context(ProducerContext)?;
         let current = CurrentProducer {
             producer,

@@ -200,8 +200,7 @@ impl Inner {
             match fits {
                 Fits::TooFew => return false,
                 Fits::ShareTaken => {
-                    let over = wanted.iter().filter(|of| self.over_share(of));
-                    waited_for.extend(over.map(|(server, _)| *server));
+                    waited_for.extend(wanted.iter().map(|(server, _)| *server));
                     at += 1;
                 }
                 Fits::Yes => {

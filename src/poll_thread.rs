@@ -271,7 +271,9 @@ impl PartitionQueue {
 
     fn has_room(&self, events: usize) -> bool {
         let queued = self.flow_events.load(Relaxed);
-        self.lock().chunks.len() < self.capacity && (queued == 0 || queued + events <= self.flow_limit)
+        let chunks = self.lock().chunks.len();
+        // One chunk each always: a partition that is stuck must not take all the room there is.
+        chunks < self.capacity && (chunks == 0 || queued + events <= self.flow_limit)
     }
 
     /// When the last event of the last chunk was produced that ends before `offset`, which is committed now.
@@ -319,8 +321,8 @@ impl Drop for PartitionQueue {
 
 /// What the poll thread is asked to do between two polls.
 pub enum PollCommand {
-    /// Write this watermark.
-    Commit(TopicPartition, i64),
+    /// Write this watermark, of this assignment of the partition.
+    Commit(TopicPartition, u64, i64),
     /// Stop fetching, revoke every partition until `deadline`, commit, reply with the number of events left, and end.
     Drain {
         /// When to stop waiting for what is in flight.
@@ -435,11 +437,15 @@ impl Rebalances {
                         commits.push((queue.at.clone(), offset));
                     }
                 }
-                Err(_) => tracing::warn!(
-                    partition = queue.at.partition,
-                    topic = queue.at.topic,
-                    "partition consumer did not answer"
-                ),
+                Err(_) => {
+                    // At least one: what it held will be replayed.
+                    unfinished += 1;
+                    tracing::warn!(
+                        partition = queue.at.partition,
+                        topic = queue.at.topic,
+                        "partition consumer did not answer"
+                    );
+                }
             }
         }
         tracing::info!(partitions, "partitions revoked");
@@ -621,6 +627,11 @@ impl Lane {
         self.records.len() >= max_events || self.data.len() >= MAX_CHUNK_BYTES
     }
 
+    /// Whether the queue has room for what was collected.
+    fn fits(&self) -> bool {
+        self.queue.has_room(self.records.len())
+    }
+
     /// Moves what was collected to the queue; false when there is no room.
     fn flush(&mut self) -> bool {
         if self.records.is_empty() {
@@ -651,6 +662,7 @@ impl Lane {
         if let Some((_, waiting)) = self.not_before.take() {
             // The pause came too late: rather early than overtaken or lost.
             self.put(waiting.key.as_deref(), waiting.value.as_deref(), waiting.entry);
+            self.queue.show_wait(None);
         }
         let mut extra: Option<RecordExtra> = None;
         record.for_each_header(|name, value| {
@@ -747,9 +759,11 @@ impl<'a> PollLoop<'a> {
             if !self.obey()? {
                 return Ok(());
             }
-            let collected = self.lanes.iter().any(|lane| !lane.records.is_empty());
+            let collected = self.lanes.iter().any(|lane| !lane.records.is_empty() && lane.fits());
+            let waits = self.lanes.iter().any(|lane| !lane.records.is_empty() && !lane.fits());
             let for_room = |lane: &Lane| lane.not_before.is_none() && lane.queue.paused.load(Relaxed);
-            let paused = self.lanes.iter().any(for_room);
+            let paused = waits || self.lanes.iter().any(for_room);
+            let max_chunk = self.chunk_limit();
             let timeout = match (collected, paused) {
                 (_, true) => PAUSED_POLL,
                 (true, false) => Duration::ZERO,
@@ -792,7 +806,7 @@ impl<'a> PollLoop<'a> {
                             continue;
                         }
                         since_look += 1;
-                        if lane.full(self.max_chunk) {
+                        if lane.full(max_chunk) {
                             if !lane.flush() {
                                 Self::pause(&self.consumer, lane);
                                 break;
@@ -922,6 +936,15 @@ impl<'a> PollLoop<'a> {
         }
     }
 
+    /// How many events a chunk may hold: few, while the queues are half full, for each partition may have one beyond the limit.
+    fn chunk_limit(&self) -> usize {
+        let settings = &self.rebalances.settings;
+        match self.rebalances.flow_events.load(Relaxed) * 2 < settings.queue_events {
+            true => self.max_chunk,
+            false => (self.max_chunk / 16).max(1),
+        }
+    }
+
     /// An idle topic says nothing, whether Kafka is there or not: after a silence it is asked, and while there is trouble.
     fn look_after_kafka(&mut self) {
         if self.trouble.is_none() && self.heard.elapsed() < SILENT {
@@ -1000,8 +1023,13 @@ impl<'a> PollLoop<'a> {
         let mut go_on = true;
         loop {
             match self.inbox.try_recv() {
-                Ok(PollCommand::Commit(at, offset)) => {
-                    commits.insert(at, offset);
+                Ok(PollCommand::Commit(at, generation, offset)) => {
+                    // Only of partitions that are still ours, and of this assignment: another member's commit must not be
+                    // overwritten, nor one of a later assignment by one of an earlier.
+                    let ours = self.rebalances.queues();
+                    if ours.get(&at).is_some_and(|queue| queue.generation == generation) {
+                        commits.insert(at, offset);
+                    }
                 }
                 Ok(PollCommand::Drain { deadline, reply }) => {
                     *self.rebalances.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
@@ -1023,11 +1051,12 @@ impl<'a> PollLoop<'a> {
             }
         }
         if !commits.is_empty() {
-            // Only of partitions that are still ours: another member's commit must not be overwritten.
+            let commits: Vec<_> = commits.into_iter().collect();
             let ours = self.rebalances.queues();
-            let commits: Vec<_> = commits.into_iter().filter(|(at, _)| ours.contains_key(at)).collect();
             for (at, offset) in &commits {
-                self.rebalances.note_time(&ours[at], *offset);
+                if let Some(queue) = ours.get(at) {
+                    self.rebalances.note_time(queue, *offset);
+                }
             }
             drop(ours);
             if let Err(error) = self.consumer.commit(&commits) {

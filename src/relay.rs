@@ -2,7 +2,7 @@
 //! permits, and the way outcomes go back to the partitions they came from.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
 use std::time::Duration;
 
@@ -621,6 +621,8 @@ pub struct FlowShared {
     pub permits: Permits,
     /// Bytes of values held.
     pub bytes: ByteBudget,
+    /// Readers that have no room for another dirty key.
+    pub crowded: AtomicUsize,
     /// Where fates go.
     pub consumers: RwLock<HashMap<u32, Recipient<EventsReported>>>,
     /// Depths of the mailboxes, by kind of actor.

@@ -12,6 +12,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -48,6 +49,8 @@ const SECOND_LOOK_UNTIL_MS: i64 = 1_000;
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
 /// Events of one reader that are being parked; more wait as dirty keys, and in Kafka.
 pub const MAX_PARKING: usize = 8192;
+/// Calls of one reader that park events; what comes meanwhile waits for the next one.
+const MAX_PARKS: usize = 4;
 /// Retry records that are produced at once: enough to fill Kafka's batches.
 const PARKED_AT_ONCE: usize = 1024;
 /// How long one retry record may wait for its acknowledgement before its event is kept instead.
@@ -129,8 +132,14 @@ pub struct CacheReader {
     to_park: Vec<HeldEvent>,
     /// Events on their way to the retry topic.
     parking: usize,
+    /// In how many calls.
+    parks: usize,
     /// Kafka has refused a retry record: nothing is parked before.
     refused_until: Option<Instant>,
+    /// The flow has been told that there is no room for another dirty key.
+    was_crowded: bool,
+    /// When the last session was seen to have ended.
+    no_session_since: Instant,
     /// Partition consumers whose events are parked.
     leaving: HashSet<u32>,
     /// The session that is open and since when: time without one counts towards no budget.
@@ -168,6 +177,9 @@ impl CacheReader {
             acquiring: false,
             to_park: Vec::new(),
             parking: 0,
+            parks: 0,
+            was_crowded: false,
+            no_session_since: Instant::now(),
             refused_until: None,
             leaving: HashSet::new(),
             session: (0, None),
@@ -295,7 +307,9 @@ impl CacheReader {
         let (session, tick) = self.parts.clock.read();
         if session != self.session.0 {
             self.session = (session, (session != 0).then_some(now));
+            self.no_session_since = now;
         }
+        self.tell_crowded();
         if session == 0 {
             // Takes nothing: Kafka holds the rest.
             return;
@@ -317,6 +331,18 @@ impl CacheReader {
         }
         self.park(ctx);
         self.set_timer(ctx);
+    }
+
+    /// Lets the flow's retry partitions know whether there is room for dirty keys.
+    fn tell_crowded(&mut self) {
+        let crowded = self.crowded();
+        if crowded != self.was_crowded {
+            self.was_crowded = crowded;
+            match crowded {
+                true => self.parts.shared.crowded.fetch_add(1, SeqCst),
+                false => self.parts.shared.crowded.fetch_sub(1, SeqCst),
+            };
+        }
     }
 
     /// There is room for no further dirty key.
@@ -357,7 +383,12 @@ impl CacheReader {
             return;
         };
         let budget = self.parts.shared.config.flow.retry_budget;
-        let overdue = |event: &HeldEvent| now - event.dirty_since.map_or(since, |dirty| dirty.max(since)) >= budget;
+        let leaving = &self.leaving;
+        let overdue = |event: &HeldEvent| {
+            let waited = now - event.dirty_since.map_or(since, |dirty| dirty.max(since));
+            // Those that could not be parked when their partition was given back.
+            waited >= budget || leaving.contains(&event.ticket.consumer)
+        };
         let room = MAX_PARKING - self.parking - self.to_park.len();
         self.dirty.take_where(room, overdue, &mut self.to_park);
         self.advance(ctx);
@@ -365,9 +396,10 @@ impl CacheReader {
 
     /// Sends what is to be parked to the retry topic; what Kafka refuses is dirty again.
     fn park(&mut self, ctx: &mut Context<Self>) {
-        if self.to_park.is_empty() {
+        if self.to_park.is_empty() || self.parks >= MAX_PARKS {
             return;
         }
+        self.parks += 1;
         let events = std::mem::take(&mut self.to_park);
         self.parking += events.len();
         let (shared, producer) = (self.parts.shared.clone(), self.parts.producer.clone());
@@ -383,6 +415,7 @@ impl CacheReader {
 
     fn parked(&mut self, parked: Vec<(HeldEvent, Result<(), KafkaError>)>, ctx: &mut Context<Self>) {
         let now = Instant::now();
+        self.parks -= 1;
         self.parking -= parked.len();
         let mut reports = Reports::default();
         let (mut refused, mut kept) = (None, 0);
@@ -935,15 +968,15 @@ impl CacheReader {
         }
         let rest = self.dirty.len().saturating_sub(elsewhere);
         if rest > 0 {
-            let peer = || (self.parts.shared.peer().region.clone(), Instant::now());
+            let peer = |since| (self.parts.shared.peer().region.clone(), since);
             let ((server, since), next) = match self.source_away_since {
                 Some(since) => {
                     let probe = self.breaker.probe_at().map_or(Next::ProbeOut, Next::Probe);
                     let next = if self.stuck { Next::Answer } else { probe };
                     ((self.parts.address.clone(), since), next)
                 }
-                None if self.parts.clock.read().0 == 0 => (peer(), Next::Session),
-                None => (peer(), Next::Look),
+                None if self.parts.clock.read().0 == 0 => (peer(self.no_session_since), Next::Session),
+                None => (peer(Instant::now()), Next::Look),
             };
             waits.push(WaitView {
                 server,

@@ -197,7 +197,10 @@ impl CacheWriter {
     }
 
     fn away(&self) -> bool {
-        self.call.as_ref().is_some_and(|call| call.stuck)
+        // Also while it is reconnected to after a failure: what is handed over then would hold up the other servers.
+        let reconnects = matches!(self.link, Link::None | Link::Connecting) && self.breaker.failures() > 0;
+        reconnects
+            || self.call.as_ref().is_some_and(|call| call.stuck)
             || !matches!(self.breaker.state(Instant::now()), BreakerState::Closed)
     }
 
@@ -285,7 +288,23 @@ impl CacheWriter {
                 slow_after = ?limit,
                 "memcached does not answer, the call is kept"
             );
+            self.answer_call_later();
         }
+    }
+
+    /// The call is kept, its items are not: what becomes of them is not known, so they are told to come back like all others,
+    /// which frees their permits and lets their events be parked. Nothing else is written before the call has come back, and
+    /// its slots are stamped then: a look made meanwhile by another session is made again.
+    fn answer_call_later(&mut self) {
+        let Some(call) = &mut self.call else { return };
+        let mut answered = Call::new(call.started);
+        answered.parts = std::mem::take(&mut call.parts);
+        for sent in call.sent.drain(..) {
+            answered.parts[sent.part]
+                .results
+                .push((sent.index, Some(Status::Later)));
+        }
+        self.answer(answered, 0);
     }
 
     /// The server answered, after this time: whether that is a sign of health.

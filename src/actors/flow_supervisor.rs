@@ -166,6 +166,7 @@ impl FlowSupervisor {
             view: parts.view.clone(),
             permits: Permits::new(config.flow.max_in_flight_events, first_server),
             bytes: ByteBudget::new(config.flow.max_in_flight_bytes),
+            crowded: Default::default(),
             consumers: RwLock::default(),
             mailboxes: parts.mailboxes.clone(),
             metrics: parts.instruments.flow(&parts.view.name),
@@ -296,7 +297,7 @@ impl FlowSupervisor {
             retry,
             retry_wait_max: config.flow.retry_backoff_max,
             queue_chunks: config.mailbox.partition_consumer,
-            queue_events: config.flow.max_in_flight_events,
+            queue_events: config.flow.max_in_flight_events / if retry { 4 } else { 1 },
             revoke_timeout: config.flow.revoke_timeout,
             gauge: self.shared.mailboxes.partition_consumer.clone(),
             view: self.shared.view.clone(),
@@ -355,7 +356,7 @@ impl FlowSupervisor {
         let (accounts, _, _) = self.shared.view.accounts.total();
         // A key that becomes dirty has moved as well.
         let ended: u64 = Outcome::ALL.iter().map(|outcome| accounts.ended(*outcome)).sum();
-        let ended = ended + accounts.dirty;
+        let ended = ended + accounts.dirty + accounts.ended(Outcome::Parked);
         let limit = self.shared.config.supervision.stalled_after * LOST_AFTER;
         let links = self.shared.view.links();
         let open = links
@@ -447,6 +448,7 @@ impl Handler<PartitionsAssigned> for FlowSupervisor {
                 shared: self.shared.clone(),
                 queue,
                 cache,
+                retry,
                 readers: self.readers.clone(),
                 parkers: self.parkers.clone(),
                 commands,

@@ -48,6 +48,8 @@ const MAX_DEAD_LETTERS: usize = 1024;
 const DEAD_LETTERS_AT_ONCE: usize = 64;
 /// How long one dead letter may wait for its acknowledgement before it is produced again.
 const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a retry partition waits before it asks again whether there is room for dirty keys.
+const HELD_BACK_FOR: Duration = Duration::from_millis(250);
 /// Pause before a dead letter that Kafka refused is produced again.
 const DEAD_LETTER_PAUSE: Duration = Duration::from_millis(500);
 
@@ -72,6 +74,8 @@ pub struct PartitionConsumerParts {
     pub queue: Arc<PartitionQueue>,
     /// Index of the cache whose topic this is.
     pub cache: u16,
+    /// It is the retry topic.
+    pub retry: bool,
     /// Where its events go.
     pub readers: Readers,
     /// The same readers, to be told to park.
@@ -97,6 +101,8 @@ pub struct PartitionConsumer {
     /// A chunk is being handed on.
     working: bool,
     dead_letters: usize,
+    /// It asks again in a while whether there is room for dirty keys.
+    held_back: bool,
     revoke: Option<RevokePartition>,
     careful: Careful,
     pulse: Arc<Pulse>,
@@ -120,6 +126,7 @@ impl PartitionConsumer {
             waiting: None,
             working: false,
             dead_letters: 0,
+            held_back: false,
             revoke: None,
             ended: false,
         }
@@ -220,6 +227,8 @@ impl PartitionConsumer {
             Some("events on trial")
         } else if self.dead_letters >= MAX_DEAD_LETTERS {
             Some("kafka to take dead letters")
+        } else if self.held_back {
+            Some("room for dirty keys")
         } else if self.revoke.is_some() || self.ended {
             Some("the end of its assignment")
         } else {
@@ -236,6 +245,9 @@ impl PartitionConsumer {
                 self.hand_on(group, ctx);
                 continue;
             }
+            if self.held_back(ctx) {
+                return;
+            }
             let Some(chunk) = self.parts.queue.pull() else { return };
             let events = self.take(&chunk, ctx);
             // What a trial may take of the permits.
@@ -243,6 +255,22 @@ impl PartitionConsumer {
             self.careful.group(events, most);
             self.publish();
         }
+    }
+
+    /// While there is no room for dirty keys, what was parked stays where it is: it would only be parked again, in the way of
+    /// what is new.
+    fn held_back(&mut self, ctx: &mut Context<Self>) -> bool {
+        if !self.parts.retry || self.parts.shared.crowded.load(SeqCst) == 0 {
+            return false;
+        }
+        if !self.held_back {
+            self.held_back = true;
+            ctx.run_later(HELD_BACK_FOR, |act, ctx| {
+                act.held_back = false;
+                act.advance(ctx);
+            });
+        }
+        true
     }
 
     /// Decodes a chunk, gives every record its account, and keeps the newest event per key.
@@ -480,10 +508,11 @@ impl PartitionConsumer {
     fn commit(&mut self) {
         if let Some(offset) = self.tracker.commit_due() {
             let offset = crate::sabotage::commit_early(offset, self.tracker.accounts().in_flight_total());
-            let _ = self
-                .parts
-                .commands
-                .send(PollCommand::Commit(self.parts.queue.at.clone(), offset));
+            let _ = self.parts.commands.send(PollCommand::Commit(
+                self.parts.queue.at.clone(),
+                self.parts.queue.generation,
+                offset,
+            ));
         }
         // The offset lag moves also when nothing happens here.
         self.publish();

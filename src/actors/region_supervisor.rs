@@ -269,8 +269,8 @@ impl RegionSupervisor {
         ctx.spawn(join.into_actor(self).map(move |_, act, _| {
             let flow = &mut act.flows[n];
             let left = flow.parts.view.accounts.total().0.in_flight_total();
-            // The poll thread only moves records: what they hold cannot end it.
-            let by_events = actor != "poll_thread";
+            // These only move records or look after the others: what events hold cannot end them.
+            let by_events = !["poll_thread", "flow_supervisor", "lane", "watchdog"].contains(&actor);
             let in_flight = flow.parts.view.suspects().flow_went_down(by_events, Instant::now());
             tracing::info!(flow = name, in_flight, "flow is down, building it anew");
             flow.parts.view.reset(flow.parts.consumer_ids.load(SeqCst));
