@@ -48,8 +48,8 @@ const MAX_DEAD_LETTERS: usize = 1024;
 const DEAD_LETTERS_AT_ONCE: usize = 64;
 /// How long one dead letter may wait for its acknowledgement before it is produced again.
 const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a retry partition waits before it asks again whether there is room for dirty keys.
-const HELD_BACK_FOR: Duration = Duration::from_millis(250);
+/// How long a retry partition waits between two chunks while there is no room for dirty keys.
+const HELD_BACK_FOR: Duration = Duration::from_secs(1);
 /// Pause before a dead letter that Kafka refused is produced again.
 const DEAD_LETTER_PAUSE: Duration = Duration::from_millis(500);
 
@@ -101,8 +101,10 @@ pub struct PartitionConsumer {
     /// A chunk is being handed on.
     working: bool,
     dead_letters: usize,
-    /// It asks again in a while whether there is room for dirty keys.
+    /// It waits before it takes another chunk of retry records.
     held_back: bool,
+    /// When it took the last one while there was no room for dirty keys.
+    last_retry: Option<Instant>,
     revoke: Option<RevokePartition>,
     careful: Careful,
     pulse: Arc<Pulse>,
@@ -127,6 +129,7 @@ impl PartitionConsumer {
             working: false,
             dead_letters: 0,
             held_back: false,
+            last_retry: None,
             revoke: None,
             ended: false,
         }
@@ -257,15 +260,21 @@ impl PartitionConsumer {
         }
     }
 
-    /// While there is no room for dirty keys, what was parked stays where it is: it would only be parked again, in the way of
-    /// what is new.
+    /// While there is no room for dirty keys, what was parked comes back slowly: most of it would only be parked again, in the
+    /// way of what is new.
     fn held_back(&mut self, ctx: &mut Context<Self>) -> bool {
         if !self.parts.retry || self.parts.shared.crowded.load(SeqCst) == 0 {
             return false;
         }
+        let now = Instant::now();
+        let next = self.last_retry.map_or(now, |last| last + HELD_BACK_FOR);
+        if next <= now {
+            self.last_retry = Some(now);
+            return false;
+        }
         if !self.held_back {
             self.held_back = true;
-            ctx.run_later(HELD_BACK_FOR, |act, ctx| {
+            ctx.run_later(next - now, |act, ctx| {
                 act.held_back = false;
                 act.advance(ctx);
             });
