@@ -524,6 +524,46 @@ fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// What one consumer's librdkafka may hold of records that were fetched and not yet taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Bytes of keys and values: `queued.max.messages.kbytes`. librdkafka counts only these.
+    pub bytes: u64,
+    /// Records from which on no more are fetched: `queued.min.messages`.
+    pub records: u64,
+    /// One answer of a broker, which is asked for before the limits are reached and comes on top: `fetch.max.bytes`.
+    pub answer: u64,
+}
+
+/// What librdkafka keeps beside each fetched record: its queue entry without key and value, 400 bytes and some by its source.
+const FETCHED_RECORD_BYTES: u64 = 512;
+/// The smallest records that are worth a thought, on the wire: a short key, the shortest event and no headers.
+const SMALL_RECORD_BYTES: u64 = 32;
+
+impl Prefetch {
+    /// Of a flow's consumer of source topics, or of retry topics, whose records have time.
+    pub fn of(kafka: &Kafka, max_in_flight_bytes: usize, retry: bool) -> Prefetch {
+        let property = |name: &str| kafka.properties.get(name).and_then(|value| value.parse::<u64>().ok());
+        // Room for a second of events at the highest rates, small beside the values in flight.
+        let part = max_in_flight_bytes as u64 / if retry { 16 } else { 4 };
+        let kib = property("queued.max.messages.kbytes").unwrap_or((part >> 10).max(1 << 10));
+        let bytes = kib.saturating_mul(1 << 10);
+        Prefetch {
+            bytes,
+            records: property("queued.min.messages").unwrap_or(if retry { 10_000 } else { 50_000 }),
+            answer: property("fetch.max.bytes").unwrap_or((bytes / 4).clamp(1 << 20, 4 << 20)),
+        }
+    }
+
+    /// The memory that this may take, with an answer of each of so many brokers on top of full queues.
+    pub fn memory(self, brokers: usize) -> u64 {
+        let answers = self.answer.saturating_mul(brokers as u64);
+        let records = self.records.saturating_add(answers / SMALL_RECORD_BYTES);
+        let beside = records.saturating_mul(FETCHED_RECORD_BYTES);
+        self.bytes.saturating_add(answers).saturating_add(beside)
+    }
+}
+
 /// The consumer of one flow, for its poll thread alone.
 pub struct FlowConsumer {
     consumer: BaseConsumer<FlowContext>,
@@ -547,11 +587,10 @@ impl FlowConsumer {
         node: &str,
         topics: &[&str],
         retry: bool,
-        prefetch_bytes: usize,
+        prefetch: Prefetch,
         listener: Box<dyn RebalanceListener>,
     ) -> Result<Self, KafkaError> {
         let session_ms = kafka.session_timeout.as_millis().to_string();
-        let prefetch_kib = (prefetch_bytes / 1024).max(1024).to_string();
         let mut config = client_config(kafka, node);
         config
             .set("group.id", group)
@@ -564,8 +603,10 @@ impl FlowConsumer {
             .set("auto.offset.reset", "earliest")
             .set_if_absent(kafka, "heartbeat.interval.ms", "500")
             // One queue holds every partition's prefetched records: its memory is part of the documented bound.
-            .set_if_absent(kafka, "queued.max.messages.kbytes", &prefetch_kib)
-            .set_if_absent(kafka, "queued.min.messages", "50000")
+            .set_if_absent(kafka, "queued.max.messages.kbytes", &(prefetch.bytes >> 10).to_string())
+            .set_if_absent(kafka, "queued.min.messages", &prefetch.records.to_string())
+            // librdkafka's default of 50 MB would come on top of the queue.
+            .set_if_absent(kafka, "fetch.max.bytes", &prefetch.answer.to_string())
             // After the queue was full, fetch again at once; librdkafka's default waits a second.
             .set_if_absent(kafka, "fetch.queue.backoff.ms", "10")
             .set_if_absent(kafka, "fetch.wait.max.ms", "100")

@@ -29,6 +29,11 @@ use crate::retention::{Found, Reading};
 /// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
 /// permits.
 const MAX_CHUNK_EVENTS: usize = 16 * 1024;
+/// The most events in one chunk of a flow that may have so many in flight.
+pub fn max_chunk(max_in_flight_events: usize) -> usize {
+    (max_in_flight_events / 4).clamp(1, MAX_CHUNK_EVENTS)
+}
+
 /// Largest chunk in bytes of keys and values; events are tens of bytes, so only foreign records come near it.
 const MAX_CHUNK_BYTES: usize = 4 << 20;
 /// How long a poll may wait: also how long a command may wait to be seen.
@@ -734,7 +739,7 @@ struct PollLoop<'a> {
 
 impl<'a> PollLoop<'a> {
     fn new(consumer: FlowConsumer, rebalances: Arc<Rebalances>, inbox: &'a mpsc::Receiver<PollCommand>) -> Self {
-        let max_chunk = (rebalances.settings.queue_events / 4).clamp(1, MAX_CHUNK_EVENTS);
+        let max_chunk = max_chunk(rebalances.settings.queue_events);
         let watermarks_at = Instant::now();
         PollLoop {
             consumer,

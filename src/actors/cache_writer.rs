@@ -32,7 +32,7 @@ use crate::wire::{Expiry, Item, ItemOp, Status};
 /// Items of one call to memcached: enough to make its round trip cheap, few enough to answer soon.
 const MAX_ITEMS: usize = 2048;
 /// Bytes of values of one call.
-const MAX_BYTES: usize = 2 << 20;
+pub const MAX_BYTES: usize = 2 << 20;
 /// Slots of the stamp table: 2^20, 16 MiB.
 const STAMP_SLOTS_LOG2: u32 = 20;
 /// memcached takes a longer relative time as a Unix time.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::handoff::{Handoff, Mailboxes};
 use crate::hashing::Ring;
-use crate::kafka::{FlowConsumer, Producer};
+use crate::kafka::{FlowConsumer, Prefetch, Producer};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
 use crate::poll_thread::{PartitionsAssigned, PollCommand, PollSettings, PollThread, PollThreadEnded};
@@ -322,8 +322,7 @@ impl FlowSupervisor {
         };
         PollThread::start(&name, settings, move |listener| {
             let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-            // Room for a second of events at the highest rates, small beside the values in flight; retries have time.
-            let prefetch = config.flow.max_in_flight_bytes / if retry { 16 } else { 4 };
+            let prefetch = Prefetch::of(&config.kafka, config.flow.max_in_flight_bytes, retry);
             FlowConsumer::new(&config.kafka, &group, &config.node, &topics, retry, prefetch, listener)
         })
     }

@@ -7,7 +7,11 @@ use clap::Args;
 
 use super::probe::{self, Verdict};
 use super::{CliError, ConfigArg, Done, EXIT_CONFIG, runtime, table};
+use crate::actors::cache_reader::MAX_PARKING;
+use crate::actors::cache_writer::MAX_BYTES as MAX_CALL_BYTES;
 use crate::config::{Config, Peer};
+use crate::kafka::Prefetch;
+use crate::poll_thread::max_chunk;
 use crate::stamps::DEFAULT_SLOTS_LOG2;
 
 const MIB: u64 = 1 << 20;
@@ -15,12 +19,16 @@ const MIB: u64 = 1 << 20;
 const BASE_BYTES: u64 = 64 * MIB;
 /// An event as it is held: the longest key (250 bytes), and what is kept beside it, indexes included. An estimate.
 const EVENT_BYTES: u64 = 512;
-/// Events of a flow are held once in the queues of its partitions and once with a permit.
-const EVENT_HOLDS: u64 = 2;
+/// Events of a flow are held in the queues of its source partitions, in those of its retry partitions, and with a permit.
+const EVENT_HOLDS: u64 = 3;
+/// Values are held once, and once more while they are read from memcached or packed into a batch.
+const VALUE_HOLDS: u64 = 2;
+/// An event on its way to the retry topic: as it is held, its record, and librdkafka's copy of that.
+const PARKED_BYTES: u64 = 2048;
 /// Bytes of a stamp: which session wrote last and when, and when another one did.
 const STAMP_BYTES: u64 = 16;
-/// The part of `flow.max_in_flight_bytes` that librdkafka may prefetch for a flow.
-const PREFETCH_PART: u64 = 4;
+/// What the allocator keeps for itself or in the wrong place: this part of everything that comes and goes. An estimate.
+const ALLOCATOR_PART: u64 = 4;
 
 /// Tell everything that is wrong with a configuration, and how much memory it may take
 ///
@@ -94,7 +102,7 @@ fn summarize(config: &Config, out: &mut String) {
     }
     table(&rows, out);
     let parts = memory_bound(config);
-    let total: u64 = parts.iter().map(|part| part.bytes).sum();
+    let total = parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.bytes));
     out.push_str("\nmemory, at most:\n");
     let mut rows: Vec<_> = parts
         .into_iter()
@@ -123,38 +131,73 @@ fn memory_bound(config: &Config) -> Vec<Part> {
     let (count, servers) = (flows.len() as u64, servers as u64);
     let each = counted(count, "flow");
     let in_flight = config.flow.max_in_flight_bytes as u64;
-    let prefetch = (in_flight / PREFETCH_PART).max(MIB);
+    let prefetch = |retry| Prefetch::of(&config.kafka, config.flow.max_in_flight_bytes, retry);
+    let (sources, retries) = (prefetch(false), prefetch(true));
+    let brokers = config.kafka.brokers.len();
+    let [source, retry] = [sources, retries].map(|prefetch| prefetch.memory(brokers));
+    // Beyond the limit a reader keeps what is in its mailbox, while nothing can be parked.
+    let chunk = max_chunk(config.flow.max_in_flight_events);
+    let overflow = (config.mailbox.cache_reader as u64).saturating_mul(chunk as u64);
+    let value = config
+        .caches
+        .iter()
+        .map(|cache| cache.max_value_bytes)
+        .max()
+        .unwrap_or(0) as u64;
+    let call = MAX_CALL_BYTES as u64 + value;
+    let sessions = config.peers.len() as u64;
     let events = config.flow.max_in_flight_events as u64;
     let dirty = config.flow.max_dirty_keys as u64;
     let stamps = STAMP_BYTES << DEFAULT_SLOTS_LOG2;
+    let held = dirty.saturating_add(overflow);
     // Limits may be written as large as one likes.
     let times = |factors: &[u64]| {
         factors
             .iter()
             .fold(1u64, |product, factor| product.saturating_mul(*factor))
     };
-    let parts = [
+    let mut parts = vec![
         ("base", BASE_BYTES, "code, threads and buffers; an estimate".to_owned()),
         (
             "values in flight",
-            times(&[count, in_flight]),
-            format!("{each} x flow.max_in_flight_bytes {}", mib(in_flight)),
+            times(&[count, VALUE_HOLDS, in_flight]),
+            format!(
+                "{each} x flow.max_in_flight_bytes {}, held and being read or packed",
+                mib(in_flight)
+            ),
         ),
         (
             "events in flight",
             times(&[count, EVENT_HOLDS, events, EVENT_BYTES]),
-            format!("{each} x flow.max_in_flight_events {events} x {EVENT_BYTES} B, queued and with permit"),
+            format!(
+                "{each} x flow.max_in_flight_events {events} x {EVENT_BYTES} B, queued twice (sources, retries) and with permit"
+            ),
         ),
         (
             "prefetch",
-            times(&[count, prefetch]),
-            format!("{each} x {}, a quarter of flow.max_in_flight_bytes", mib(prefetch)),
+            times(&[count, source.saturating_add(retry)]),
+            format!(
+                "{each} x ({} of sources + {} of retries): bytes, a broker's answer on top, and what librdkafka keeps beside {} + {} \
+                 records",
+                mib(source),
+                mib(retry),
+                sources.records,
+                retries.records
+            ),
         ),
         (
             "dirty keys",
-            times(&[readers, dirty, EVENT_BYTES]),
+            times(&[readers, held, EVENT_BYTES]),
             format!(
-                "{} x flow.max_dirty_keys {dirty} x {EVENT_BYTES} B",
+                "{} x (flow.max_dirty_keys {dirty} + {overflow} in the mailbox) x {EVENT_BYTES} B",
+                counted(readers, "reader")
+            ),
+        ),
+        (
+            "parking",
+            times(&[readers, MAX_PARKING as u64, PARKED_BYTES]),
+            format!(
+                "{} x {MAX_PARKING} events x {PARKED_BYTES} B",
                 counted(readers, "reader")
             ),
         ),
@@ -168,8 +211,27 @@ fn memory_bound(config: &Config) -> Vec<Part> {
             config.agent.max_in_flight_bytes as u64,
             "agent.max_in_flight_bytes, all sessions together".to_owned(),
         ),
+        (
+            "agent calls",
+            times(&[servers.saturating_add(sessions), call]),
+            format!(
+                "({} + {}) x {}: a call to memcached each, a value that a session unpacks",
+                counted(servers, "memcached server"),
+                counted(sessions, "peer"),
+                mib(call)
+            ),
+        ),
     ];
-    parts.map(|(name, bytes, why)| Part { name, bytes, why }).into()
+    // What is there from the beginning to the end needs nothing on top.
+    let moving = parts.iter().filter(|(name, ..)| !matches!(*name, "base" | "stamps"));
+    let moving = moving.fold(0u64, |sum, (_, bytes, _)| sum.saturating_add(*bytes));
+    parts.push((
+        "allocator",
+        moving / ALLOCATOR_PART,
+        format!("1/{ALLOCATOR_PART} of what comes and goes; an estimate"),
+    ));
+    let part = |(name, bytes, why)| Part { name, bytes, why };
+    parts.into_iter().map(part).collect()
 }
 
 fn counted(count: u64, what: &str) -> String {
@@ -224,22 +286,43 @@ mod tests {
             bound(&config),
             [
                 ("base", 64 << 20),
-                ("values in flight", (2 * 8) << 20),
-                ("events in flight", 2 * 2 * 1000 * 512),
-                ("prefetch", (2 * 2) << 20),
-                // Two lanes, three servers to one peer and one to the other.
-                ("dirty keys", 2 * (3 + 1) * 100 * 512),
+                ("values in flight", (2 * 2 * 8) << 20),
+                ("events in flight", 2 * 3 * 1000 * 512),
+                // A queue's bytes, an answer of 1 MiB, and 512 B for each record of both.
+                (
+                    "prefetch",
+                    2 * ((3 << 20) + (50_000 + 32_768) * 512 + (2 << 20) + (10_000 + 32_768) * 512)
+                ),
+                // Two lanes, three servers to one peer and one to the other; four chunks of 250 events in each mailbox.
+                ("dirty keys", 2 * (3 + 1) * (100 + 1000) * 512),
+                ("parking", 2 * (3 + 1) * 8192 * 2048),
                 ("stamps", (3 * 16) << 20),
                 ("agent in flight", 32 << 20),
+                ("agent calls", (3 + 3) * ((2 + 1) << 20)),
+                ("allocator", 91_703_296),
             ]
         );
+    }
+
+    #[test]
+    fn what_the_properties_say_of_the_prefetch_counts() {
+        let mut config = config(r#"peer = [{ region = "eu-west-1", address = "127.0.0.1:7201" }]"#);
+        for (name, value) in [
+            ("queued.max.messages.kbytes", "2048"),
+            ("queued.min.messages", "100"),
+            ("fetch.max.bytes", "1048576"),
+        ] {
+            config.kafka.properties.insert(name.to_owned(), value.to_owned());
+        }
+        let each = (2 << 20) + (1 << 20) + (100 + 32_768) * 512;
+        assert!(bound(&config).contains(&("prefetch", 2 * each)), "{:?}", bound(&config));
     }
 
     #[test]
     fn a_region_that_only_receives_holds_nothing_for_flows() {
         let config = config(r#"peer = [{ region = "eu-west-1" }]"#);
         for (name, bytes) in bound(&config) {
-            let receives = ["base", "stamps", "agent in flight"].contains(&name);
+            let receives = ["base", "stamps", "agent in flight", "agent calls", "allocator"].contains(&name);
             assert_eq!(bytes > 0, receives, "{name}");
         }
     }

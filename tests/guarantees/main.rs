@@ -17,6 +17,7 @@ mod goes_on_whoever_ends;
 mod kafka_refuses;
 mod keys_are_found_by_other_clients;
 mod mass_misses;
+mod memory_keeps_to_its_limit;
 mod nothing_is_lost;
 mod one_dead_peer_slows_no_other;
 mod one_event_takes_no_flow_down;
