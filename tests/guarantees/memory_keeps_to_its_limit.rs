@@ -32,7 +32,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 
 #[test]
 fn no_process_takes_more_memory_than_check_has_said() {
-    const SMALL: usize = 200_000;
+    const SMALL: usize = 80_000;
     const LARGE: usize = 300;
     let _gate = exclusive();
     let pair = TwoRegionsSpec::new()
