@@ -354,7 +354,8 @@ section! {
     /// When restarting no longer helps: more restarts within a time than this end the process (exit code 70).
     #[derive(Debug)]
     pub struct Supervision {
-        /// Restarts, of any actors, that are borne. Default: `10`.
+        /// Restarts, of any actors, that are borne; two that narrow down which event panics a flow count as one.
+        /// Default: `10`.
         pub max_restarts: u32 as Count<0> = 10,
         /// The time in which they are counted. Default: `"1m"`.
         pub within: Duration as Time = seconds(60),
