@@ -3,8 +3,8 @@
 //! Nothing here knows what a record means. Offsets are committed only when the caller says so.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -176,19 +176,19 @@ struct FlowContext {
     /// Its topics are made a moment after the first start.
     retry: bool,
     /// Another consumer has taken its place: whatever it still hears is nobody's business.
-    abandoned: std::sync::atomic::AtomicBool,
+    abandoned: AtomicBool,
     listener: Box<dyn RebalanceListener>,
     /// Partitions each topic had when the flow first saw it: a commit carries the number as metadata, so that a partition
     /// added later is told from one that was there when `start_at` was decided.
-    born: std::sync::Mutex<HashMap<String, i32>>,
+    born: Mutex<HashMap<String, i32>>,
     /// Where each assigned partition begins.
-    placed: std::sync::Mutex<HashMap<TopicPartition, Placed>>,
+    placed: Mutex<HashMap<TopicPartition, Placed>>,
     /// Offsets that librdkafka asked for in vain.
-    missed: std::sync::Mutex<Vec<(TopicPartition, i64)>>,
+    missed: Mutex<Vec<(TopicPartition, i64)>>,
     /// What the listener has said of times, by partition.
-    times: std::sync::Mutex<HashMap<TopicPartition, i64>>,
+    times: Mutex<HashMap<TopicPartition, i64>>,
     /// When partitions were last assigned, until it was checked that the group has left none out.
-    assigned: std::sync::Mutex<Option<Instant>>,
+    assigned: Mutex<Option<Instant>>,
 }
 
 impl ClientContext for FlowContext {
@@ -224,7 +224,7 @@ fn log_librdkafka(level: RDKafkaLogLevel, fac: &str, message: &str) {
 
 impl ConsumerContext for FlowContext {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        if self.abandoned.load(std::sync::atomic::Ordering::SeqCst) {
+        if self.abandoned.load(SeqCst) {
             let _ = consumer.unassign();
             return;
         }
@@ -259,7 +259,7 @@ impl ConsumerContext for FlowContext {
                 if let Err(error) = consumer.resume(list) {
                     tracing::error!(%error, "partitions could not be resumed");
                 }
-                *self.assigned_lock() = Some(Instant::now());
+                *lock(&self.assigned) = Some(Instant::now());
             }
             _ => {
                 let commits = self.listener.revoking(&partitions);
@@ -317,7 +317,7 @@ impl FlowContext {
                         .then_some(0)
                 })
                 .unwrap_or(count);
-            self.born_lock().insert(topic.clone(), born);
+            lock(&self.born).insert(topic.clone(), born);
             let starts = log_starts(consumer, &topic, &mine);
             for partition in mine {
                 let element = known.iter().find(|e| e.partition() == partition);
@@ -372,7 +372,7 @@ impl FlowContext {
     /// Offsets as they are committed, with their metadata.
     fn positions(&self, offsets: &[(TopicPartition, i64)]) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(offsets.len());
-        let (born, mut times) = (self.born_lock(), lock(&self.times));
+        let (born, mut times) = (lock(&self.born), lock(&self.times));
         times.extend(self.listener.times());
         for (at, offset) in offsets {
             let mut element = list.add_partition(&at.topic, at.partition);
@@ -410,14 +410,6 @@ impl FlowContext {
             left_out.extend(all.filter(|at| !held.contains(at)));
         }
         Ok(Some(left_out))
-    }
-
-    fn assigned_lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.assigned.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn born_lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, i32>> {
-        self.born.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -520,8 +512,15 @@ fn log_starts(consumer: &BaseConsumer<FlowContext>, topic: &str, partitions: &[i
     }
 }
 
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Drops a client on a thread of its own: its end may take a while. Without a thread it ends here.
+fn end_elsewhere(client: impl Send + 'static) {
+    let _ = std::thread::Builder::new()
+        .name("kafka end".to_owned())
+        .spawn(move || drop(client));
 }
 
 /// What one consumer's librdkafka may hold of records that were fetched and not yet taken.
@@ -643,18 +642,16 @@ impl FlowConsumer {
     /// [`KafkaError::Broker`] when the broker does not answer; it is asked again later.
     pub fn claim_left_out(&self) -> Result<(), KafkaError> {
         let context = self.consumer.context();
-        let due = context
-            .assigned_lock()
-            .is_some_and(|at| at.elapsed() >= self.claim_within);
+        let due = lock(&context.assigned).is_some_and(|at| at.elapsed() >= self.claim_within);
         if !due {
             return Ok(());
         }
         // Also when the broker does not answer: asked again after the same time, not in every round.
-        *context.assigned_lock() = Some(Instant::now());
+        *lock(&context.assigned) = Some(Instant::now());
         let Some(left_out) = context.left_out(&self.consumer, &self.group, &self.topics)? else {
             return Ok(());
         };
-        *context.assigned_lock() = None;
+        *lock(&context.assigned) = None;
         if let Some(first) = left_out.first() {
             tracing::warn!(
                 topic = first.topic,
@@ -697,9 +694,14 @@ impl FlowConsumer {
         self.topics.iter().all(|topic| matches!(known(topic), Ok(true)))
     }
 
-    /// Whether one of the brokers to begin with accepts a connection within `limit`. Blocks.
-    pub fn reachable(&self, limit: Duration) -> bool {
+    /// Whether this client hears from no broker within `limit`, although one of those to begin with accepts a connection. A
+    /// topic that is missing is no such case: that is what a broker says. Blocks.
+    pub fn has_lost_brokers(&self, limit: Duration) -> bool {
         use std::net::ToSocketAddrs;
+        let topic = self.topics.first().map(String::as_str);
+        if self.consumer.fetch_metadata(topic, limit).is_ok() {
+            return false;
+        }
         let addresses = self.brokers.iter().filter_map(|broker| broker.to_socket_addrs().ok());
         addresses
             .flatten()
@@ -709,11 +711,8 @@ impl FlowConsumer {
     /// Lets go of a consumer that cannot even leave its group any more, without waiting for its end.
     pub fn abandon(self) {
         let context = self.consumer.context();
-        context.abandoned.store(true, std::sync::atomic::Ordering::SeqCst);
-        // Without a thread it ends here, which may take a while.
-        let _ = std::thread::Builder::new()
-            .name("kafka end".to_owned())
-            .spawn(move || drop(self));
+        context.abandoned.store(true, SeqCst);
+        end_elsewhere(self);
     }
 
     /// Stops fetching a partition; what librdkafka had prefetched of it is thrown away and fetched again later.
@@ -889,10 +888,8 @@ impl Producer {
             Ok(producer) => {
                 tracing::warn!("kafka has taken no record for {PRODUCER_FAILS:?}, making a new producer");
                 let old = std::mem::replace(&mut current.producer, producer);
-                // Its end waits for what it had, if a thread can be had.
-                let _ = std::thread::Builder::new()
-                    .name("kafka end".to_owned())
-                    .spawn(move || drop(old));
+                // Its end waits for what it had.
+                end_elsewhere(old);
             }
             Err(error) => tracing::warn!(%error, "no new kafka producer could be made"),
         }

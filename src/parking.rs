@@ -24,6 +24,16 @@ pub const KEPT_HEADER_BYTES: usize = 4 << 10;
 /// A record's headers, in order.
 pub type Headers = Vec<(Box<str>, Box<[u8]>)>;
 
+/// Headers as a producer takes them.
+pub fn borrowed(headers: &[(Box<str>, Box<[u8]>)]) -> Vec<(&str, &[u8])> {
+    headers.iter().map(|(name, value)| (&**name, &**value)).collect()
+}
+
+/// A header whose value is a number, decimal.
+pub fn number(name: &str, value: i64) -> (Box<str>, Box<[u8]>) {
+    (name.into(), value.to_string().into_bytes().into())
+}
+
 /// Whether a header is one that parking writes.
 pub fn is_own(name: &str) -> bool {
     matches!(name, PRODUCED_AT | NOT_BEFORE | ATTEMPT)
@@ -118,7 +128,7 @@ impl RetryRecord {
         ];
         let kept = extra.into_iter().flat_map(|extra| &extra.headers);
         let kept = kept.filter(|(name, _)| !is_own(name)).cloned();
-        let own = own.map(|(name, number)| (name.into(), number.to_string().into_bytes().into_boxed_slice()));
+        let own = own.map(|(name, value)| number(name, value));
         RetryRecord {
             topic: config.kafka.retry_topic_for(&cache.topic, &config.peers[peer].region),
             value,

@@ -18,6 +18,14 @@ pub enum Urgency {
 /// Permits by memcached server, by the server's number: what a request asks for, or what is returned. Few, so a list.
 pub type PerServer = Vec<(usize, usize)>;
 
+/// Adds `count` permits of a server.
+pub fn add(permits: &mut PerServer, server: usize, count: usize) {
+    match permits.iter_mut().find(|(of, _)| *of == server) {
+        Some((_, known)) => *known += count,
+        None => permits.push((server, count)),
+    }
+}
+
 /// The permits of one flow. A request is all or nothing and first come, first served within its urgency; one that waits for
 /// its server's share lets those behind it pass.
 ///

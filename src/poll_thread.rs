@@ -21,7 +21,7 @@ use crate::backoff::Backoff;
 use crate::event::TraceContext;
 use crate::handoff::MailboxGauge;
 use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
-use crate::parking::Parked;
+use crate::parking::{Headers, Parked};
 use crate::pulse::Pulse;
 use crate::relay::{FlowView, wall_ms};
 use crate::retention::{Found, Reading};
@@ -63,6 +63,8 @@ const SILENT: Duration = Duration::from_secs(5);
 /// Trouble for so long, although a broker accepts connections, is a client that has lost its brokers: librdkafka forgets them
 /// when a broker's metadata names none, as that of a broker does which was fenced for a moment, and never asks again.
 const LOST_AFTER: Duration = Duration::from_secs(15);
+/// Between two log lines of the same trouble.
+const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
 /// Records between two looks at whether the consumer behind the queue is idle.
 const LOOK_EVERY: usize = 64;
 /// A retry record is taken so much before its time: records parked together would else pause their partition one by one.
@@ -89,7 +91,7 @@ pub struct RecordExtra {
     /// The peer of `evrepl-canary`.
     pub canary: Option<Box<str>>,
     /// All headers, for the dead-letter topic and for retry records.
-    pub headers: Vec<(Box<str>, Box<[u8]>)>,
+    pub headers: Headers,
     /// What a retry record says of itself.
     pub parked: Option<Parked>,
     /// The region that wrote, when it is neither this one nor a peer.
@@ -666,8 +668,7 @@ impl Lane {
     fn add(&mut self, record: &Record<'_>, wait_max: Duration) -> bool {
         if let Some((_, waiting)) = self.not_before.take() {
             // The pause came too late: rather early than overtaken or lost.
-            self.put(waiting.key.as_deref(), waiting.value.as_deref(), waiting.entry);
-            self.queue.show_wait(None);
+            self.take_in(waiting);
         }
         let mut extra: Option<RecordExtra> = None;
         record.for_each_header(|name, value| {
@@ -715,9 +716,13 @@ impl Lane {
     /// Takes in the record whose time has come.
     fn ripen(&mut self, now: Instant) {
         if let Some((_, waiting)) = self.not_before.take_if(|(due, _)| *due <= now) {
-            self.put(waiting.key.as_deref(), waiting.value.as_deref(), waiting.entry);
-            self.queue.show_wait(None);
+            self.take_in(waiting);
         }
+    }
+
+    fn take_in(&mut self, Waiting { entry, key, value }: Waiting) {
+        self.put(key.as_deref(), value.as_deref(), entry);
+        self.queue.show_wait(None);
     }
 }
 
@@ -730,11 +735,17 @@ struct PollLoop<'a> {
     last: usize,
     watermarks_at: Instant,
     confirmed_at: Instant,
-    trouble: Option<Instant>,
-    /// Since when there has been trouble without an end.
-    troubled: Option<Instant>,
+    trouble: Option<Trouble>,
     /// When Kafka was last heard of.
     heard: Instant,
+}
+
+/// Kafka does not answer.
+struct Trouble {
+    /// When this was last said.
+    said: Instant,
+    /// Since when, or since it was last found that the brokers are not lost.
+    since: Instant,
 }
 
 impl<'a> PollLoop<'a> {
@@ -751,7 +762,6 @@ impl<'a> PollLoop<'a> {
             watermarks_at,
             confirmed_at: watermarks_at,
             trouble: None,
-            troubled: None,
             heard: watermarks_at,
         }
     }
@@ -764,12 +774,14 @@ impl<'a> PollLoop<'a> {
             if !self.obey()? {
                 return Ok(());
             }
-            let collected = self.lanes.iter().any(|lane| !lane.records.is_empty() && lane.fits());
-            let waits = self.lanes.iter().any(|lane| !lane.records.is_empty() && !lane.fits());
-            let for_room = |lane: &Lane| lane.not_before.is_none() && lane.queue.paused.load(Relaxed);
-            let paused = waits || self.lanes.iter().any(for_room);
+            let (mut collected, mut waits_for_room) = (false, false);
+            for lane in &self.lanes {
+                let (some, fits) = (!lane.records.is_empty(), lane.records.is_empty() || lane.fits());
+                collected |= some && fits;
+                waits_for_room |= !fits || (lane.not_before.is_none() && lane.queue.paused.load(Relaxed));
+            }
             let max_chunk = self.chunk_limit();
-            let timeout = match (collected, paused) {
+            let timeout = match (collected, waits_for_room) {
                 (_, true) => PAUSED_POLL,
                 (true, false) => Duration::ZERO,
                 (false, false) if self.rebalances.settings.retry => IDLE_RETRY_POLL,
@@ -785,10 +797,7 @@ impl<'a> PollLoop<'a> {
                 match polled {
                     Polled::Record(record) => {
                         self.heard = self.confirmed_at;
-                        if self.trouble.take().is_some() {
-                            self.troubled = None;
-                            self.rebalances.settings.trouble(None);
-                        }
+                        Self::trouble_over(&mut self.trouble, &self.rebalances.settings);
                         let Some(at) = Self::lane_of(&self.lanes, self.last, &record) else {
                             continue;
                         };
@@ -833,20 +842,17 @@ impl<'a> PollLoop<'a> {
                     // Retry topics are made a moment after the first start.
                     Polled::Trouble(KafkaError::UnknownTopic(_)) if self.rebalances.settings.retry => break,
                     Polled::Trouble(error) => {
-                        let now = Instant::now();
                         // Once in a while: librdkafka repeats itself while a broker is away.
-                        if self.trouble.is_none_or(|at| now - at > Duration::from_secs(10)) {
-                            tracing::warn!(%error, "kafka does not answer, polling on");
-                            self.rebalances.settings.trouble(Some(error.to_string()));
-                            self.trouble = Some(now);
-                            self.troubled.get_or_insert(now);
+                        let said = self.trouble.as_ref().map(|trouble| trouble.said);
+                        if said.is_none_or(|at| at.elapsed() > TROUBLE_AGAIN) {
+                            self.say_trouble(error.to_string());
                         }
                         break;
                     }
                 }
             }
             self.make_room();
-            if self.troubled.is_some() && self.has_lost_brokers() {
+            if self.has_lost_brokers() {
                 let PollLoop { consumer, .. } = self;
                 consumer.abandon();
                 return Err(KafkaError::Lost);
@@ -956,27 +962,41 @@ impl<'a> PollLoop<'a> {
             return;
         }
         self.heard = Instant::now();
-        let answers = self.consumer.answers(ASK_WITHIN);
-        if answers && self.trouble.take().is_some() {
+        if !self.consumer.answers(ASK_WITHIN) {
+            if self.trouble.is_none() {
+                self.say_trouble("no answer to a question for the topics".to_owned());
+            }
+        } else if Self::trouble_over(&mut self.trouble, &self.rebalances.settings) {
             tracing::info!("kafka answers again");
-            self.troubled = None;
-            self.rebalances.settings.trouble(None);
-        } else if !answers && self.trouble.is_none() {
-            tracing::warn!("kafka does not answer, polling on");
-            let trouble = "no answer to a question for the topics".to_owned();
-            self.rebalances.settings.trouble(Some(trouble));
-            self.trouble = Some(self.heard);
-            self.troubled.get_or_insert(self.heard);
         }
+    }
+
+    fn say_trouble(&mut self, error: String) {
+        tracing::warn!(error, "kafka does not answer, polling on");
+        self.rebalances.settings.trouble(Some(error));
+        let said = Instant::now();
+        let since = self.trouble.as_ref().map_or(said, |trouble| trouble.since);
+        self.trouble = Some(Trouble { said, since });
+    }
+
+    /// Kafka was heard of; true when it had not been.
+    fn trouble_over(trouble: &mut Option<Trouble>, settings: &PollSettings) -> bool {
+        let over = trouble.take().is_some();
+        if over {
+            settings.trouble(None);
+        }
+        over
     }
 
     /// Whether the client has lost its brokers, although they are there.
     fn has_lost_brokers(&mut self) -> bool {
-        let lost = self.troubled.is_some_and(|since| since.elapsed() >= LOST_AFTER);
-        if lost && !self.consumer.reachable(ASK_WITHIN) {
-            // They are not: asked again after the same time.
-            self.troubled = Some(Instant::now());
+        let Some(trouble) = self.trouble.as_mut().filter(|it| it.since.elapsed() >= LOST_AFTER) else {
             return false;
+        };
+        let lost = self.consumer.has_lost_brokers(ASK_WITHIN);
+        if !lost {
+            // Asked again after the same time.
+            trouble.since = Instant::now();
         }
         lost
     }

@@ -13,6 +13,8 @@ use tokio::time::Instant;
 /// else could move either.
 const LATE: Duration = Duration::from_secs(1);
 
+/// How often a thread shows that it turns.
+const BEAT: Duration = Duration::from_millis(250);
 /// How often an actor says how much work it has.
 pub const PULSE_EVERY: Duration = Duration::from_millis(250);
 
@@ -65,6 +67,14 @@ impl Pulse {
     pub fn holds(&self, work: u64, waits_for: Option<&'static str>) {
         let mut state = self.lock();
         (state.work, state.waits_for) = (work, waits_for);
+    }
+}
+
+/// Shows without end that the thread it runs on turns.
+pub async fn beat(pulse: Arc<Pulse>) {
+    loop {
+        pulse.moved("turned");
+        tokio::time::sleep(BEAT).await;
     }
 }
 

@@ -19,7 +19,7 @@ use crate::kafka::TopicPartition;
 use crate::misses::{Counts, LIKELY_CAUSES, Limit, Raised, Window};
 use crate::offsets::{Accounts, Seq};
 use crate::outcome::Outcome;
-use crate::permits::{ByteBudget, PerServer, Permits};
+use crate::permits::{self, ByteBudget, PerServer, Permits};
 use crate::poll_thread::{PollCommand, RecordExtra};
 use crate::pulse::Pulses;
 use crate::retention::Gap;
@@ -790,7 +790,7 @@ pub struct Reports {
 impl Reports {
     /// An event that held a permit ended.
     pub fn finished(&mut self, event: &HeldEvent, outcome: Outcome) {
-        self.give(event.server);
+        permits::add(&mut self.permits, event.server.into(), 1);
         self.push(event.ticket, Fate::Finished(outcome));
     }
 
@@ -801,16 +801,8 @@ impl Reports {
 
     /// An event gave its permit up and waits as dirty.
     pub fn dirty(&mut self, event: &HeldEvent) {
-        self.give(event.server);
+        permits::add(&mut self.permits, event.server.into(), 1);
         self.push(event.ticket, Fate::Dirty);
-    }
-
-    fn give(&mut self, server: u16) {
-        let server = usize::from(server);
-        match self.permits.iter_mut().find(|(of, _)| *of == server) {
-            Some((_, count)) => *count += 1,
-            None => self.permits.push((server, 1)),
-        }
     }
 
     /// A dirty event has a permit again.

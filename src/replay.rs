@@ -16,7 +16,7 @@ use crate::event::{self, Event};
 use crate::hlc;
 use crate::kafka::{KafkaError, Produce, Producer, Read, Record, TopicReader, Topics};
 use crate::memcached;
-use crate::parking::{Headers, PRODUCED_AT, Parked, is_own};
+use crate::parking::{self, Headers, PRODUCED_AT, Parked, is_own};
 use crate::relay::wall_ms;
 
 /// Records between the reader and the producer.
@@ -230,8 +230,7 @@ async fn one_topic(
         .try_for_each_concurrent(AT_ONCE, |record| {
             let (producer, to, progress) = (producer, &to, progress);
             async move {
-                let headers: Vec<(&str, &[u8])> =
-                    record.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+                let headers = parking::borrowed(&record.headers);
                 let out = Produce {
                     topic: to,
                     key: record.key.as_deref(),
@@ -374,7 +373,7 @@ fn prepare(found: &Found, region: &str, request: &Request) -> Result<RetryRecord
     };
     let ours = |name: &str| is_own(name) || matches!(name, "evrepl-reason" | "evrepl-peer" | "evrepl-offset");
     let kept = found.headers.iter().filter(|(name, _)| !ours(name)).cloned();
-    let own = (PRODUCED_AT.into(), produced_at.to_string().into_bytes().into());
+    let own = parking::number(PRODUCED_AT, produced_at);
     Ok(RetryRecord {
         key: found.key.clone(),
         value,

@@ -31,7 +31,7 @@ use crate::kafka::{KafkaError, Produce, Producer};
 use crate::look::{MeanSize, expiry, remaining};
 use crate::memcached::{Connection, LookRequest, Looked, MemcachedError};
 use crate::outcome::Outcome;
-use crate::parking::RetryRecord;
+use crate::parking::{self, RetryRecord};
 use crate::permits::Urgency;
 use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{
@@ -59,8 +59,6 @@ const PARK_WITHIN: Duration = Duration::from_secs(5);
 const PARK_PAUSE: Duration = Duration::from_secs(1);
 /// How often, at most and at least, it is asked which events have waited for too long.
 const OVERDUE_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// A call that has taken this part of `memcached.slow_after` keeps nobody waiting behind it, and is looked at so often.
-const STUCK_AFTER: u32 = 3;
 
 /// Events to look at, in order. Travels by hand-off.
 #[derive(Debug)]
@@ -213,8 +211,7 @@ impl Actor for CacheReader {
         let config = &self.parts.shared.config;
         let overdue = (config.flow.retry_budget / 4).clamp(OVERDUE_EVERY.0, OVERDUE_EVERY.1);
         ctx.run_interval(overdue, |act, ctx| act.park_overdue(ctx));
-        let often = config.memcached.slow_limit() / STUCK_AFTER / 2;
-        ctx.run_interval(often.max(Duration::from_millis(1)), |act, ctx| act.check_look(ctx));
+        ctx.run_interval(config.memcached.look_at_calls_every(), |act, ctx| act.check_look(ctx));
         ctx.run_interval(PULSE_EVERY, |act, _| act.show_pulse());
     }
 }
@@ -457,8 +454,7 @@ impl CacheReader {
         if !self.reading || self.stuck {
             return;
         }
-        let limit = self.parts.shared.config.memcached.slow_limit() / STUCK_AFTER;
-        if self.look_began.elapsed() >= limit {
+        if self.look_began.elapsed() >= self.parts.shared.config.memcached.stuck_limit() {
             self.stuck = true;
             self.source_away_since.get_or_insert(self.look_began);
             self.advance(ctx);
@@ -992,7 +988,7 @@ impl CacheReader {
 /// Puts an event on its retry topic. Gives it back with what Kafka said.
 async fn park_one(event: HeldEvent, shared: &FlowShared, producer: &Producer) -> (HeldEvent, Result<(), KafkaError>) {
     let record = RetryRecord::of(&event, &shared.config, shared.view.peer, wall_ms());
-    let headers: Vec<(&str, &[u8])> = record.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let headers = parking::borrowed(&record.headers);
     let record = Produce {
         topic: &record.topic,
         key: Some(&event.key),

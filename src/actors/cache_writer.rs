@@ -37,8 +37,6 @@ pub const MAX_BYTES: usize = 2 << 20;
 const STAMP_SLOTS_LOG2: u32 = 20;
 /// memcached takes a longer relative time as a Unix time.
 const MAX_RELATIVE_SECONDS: i64 = 2_592_000;
-/// A call that has taken this part of `memcached.slow_after` keeps nobody waiting behind it.
-const STUCK_AFTER: u32 = 3;
 /// Between two log lines about refused writes: a server that is out of memory refuses each.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
 
@@ -172,11 +170,10 @@ impl Actor for CacheWriter {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.connect(ctx);
         // One timer for all calls: one each would leave thousands behind, polled at every turn.
-        let least = Duration::from_millis(1);
-        let often = self.shared.config.memcached.slow_limit() / STUCK_AFTER / 2;
-        ctx.run_interval(often.max(least), |act, ctx| act.check_call(ctx));
-        let often = self.shared.config.memcached.timeout / 4;
-        ctx.run_interval(often.max(least), |act, ctx| act.probe(ctx));
+        let settings = &self.shared.config.memcached;
+        ctx.run_interval(settings.look_at_calls_every(), |act, ctx| act.check_call(ctx));
+        let often = (settings.timeout / 4).max(Duration::from_millis(1));
+        ctx.run_interval(often, |act, ctx| act.probe(ctx));
         ctx.run_interval(PULSE_EVERY, |act, _| act.show_pulse());
     }
 }
@@ -274,10 +271,11 @@ impl CacheWriter {
 
     /// Nobody waits behind a call that takes long; the call itself is kept, however long it takes.
     fn check_call(&mut self, ctx: &mut Context<Self>) {
-        let limit = self.shared.config.memcached.slow_limit();
+        let settings = &self.shared.config.memcached;
+        let limit = settings.slow_limit();
         let Some(call) = &mut self.call else { return };
         let took = call.started.elapsed();
-        if !call.stuck && took >= limit / STUCK_AFTER {
+        if !call.stuck && took >= settings.stuck_limit() {
             call.stuck = true;
             self.show();
             self.advance(ctx);

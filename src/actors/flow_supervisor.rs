@@ -20,7 +20,7 @@ use crate::kafka::{FlowConsumer, Prefetch, Producer};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
 use crate::poll_thread::{PartitionsAssigned, PollCommand, PollSettings, PollThread, PollThreadEnded};
-use crate::pulse::Pulse;
+use crate::pulse::{self, Pulse};
 use crate::relay::{FlowShared, FlowView, LaneClock, RelayCache, StopFlow};
 use crate::telemetry::Instruments;
 use crate::threads::{join_arbiter, join_or_abandon};
@@ -41,8 +41,6 @@ const LOST_AFTER: u32 = 3;
 const POLL_PATIENCE: Duration = Duration::from_secs(20);
 /// What saying goodbye may take: a peer that does not read hears of it by the closed connection.
 const GOODBYE_WITHIN: Duration = Duration::from_millis(500);
-/// How often a lane shows that its thread turns.
-const BEAT: Duration = Duration::from_millis(250);
 
 /// The flow went down by itself and wants to be built anew. A fact, to the region's supervisor.
 #[derive(Message, Debug)]
@@ -227,12 +225,7 @@ impl FlowSupervisor {
         let clock = Arc::new(LaneClock::new(shared.config.caches.len()));
         let limit = shared.config.supervision.stalled_after;
         let pulse = (shared.view.pulses).register_thread("lane", format!("lane {lane}"), limit);
-        handle.spawn(async move {
-            loop {
-                pulse.moved("turned");
-                tokio::time::sleep(BEAT).await;
-            }
-        });
+        handle.spawn(pulse::beat(pulse));
         let (mailbox, gauges) = (&shared.config.mailbox, &shared.mailboxes);
 
         let link_parts = RemoteLinkParts {

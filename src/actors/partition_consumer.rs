@@ -26,8 +26,8 @@ use crate::kafka::{Produce, Producer};
 use crate::memcached;
 use crate::offsets::{Hold, Seq, Tracker};
 use crate::outcome::Outcome;
-use crate::parking::{KEPT_HEADER_BYTES, PRODUCED_AT};
-use crate::permits::{PerServer, Urgency};
+use crate::parking::{self, Headers, KEPT_HEADER_BYTES, PRODUCED_AT};
+use crate::permits::{self, PerServer, Urgency};
 use crate::poll_thread::{
     Chunk, ChunkReady, PartitionQueue, PollCommand, RecordEntry, RecordExtra, RevokePartition, Revoked,
 };
@@ -405,10 +405,7 @@ impl PartitionConsumer {
         let readers = self.parts.readers.clone();
         let mut wanted: PerServer = PerServer::new();
         for (_, server, events) in &shares {
-            match wanted.iter_mut().find(|(of, _)| of == server) {
-                Some((_, count)) => *count += events.len(),
-                None => wanted.push((*server, events.len())),
-            }
+            permits::add(&mut wanted, *server, events.len());
         }
         if let Some((_, first)) = wanted.first_mut().filter(|_| !offsets.is_empty()) {
             // A trial has the flow to itself.
@@ -625,7 +622,7 @@ struct DeadLetter {
     reason: &'static str,
     key: Option<Bytes>,
     value: Option<Vec<u8>>,
-    headers: Vec<(Box<str>, Box<[u8]>)>,
+    headers: Headers,
     produced_at_ms: i64,
 }
 
@@ -660,7 +657,7 @@ impl DeadLetter {
         shared: &FlowShared,
     ) -> Result<(), crate::kafka::KafkaError> {
         let (offset, produced_at) = (self.offset.to_string(), self.produced_at_ms.to_string());
-        let mut headers: Vec<(&str, &[u8])> = self.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let mut headers = parking::borrowed(&self.headers);
         headers.push(("evrepl-reason", self.reason.as_bytes()));
         headers.push(("evrepl-peer", shared.peer().region.as_bytes()));
         headers.push(("evrepl-offset", offset.as_bytes()));

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::agent::{AgentShared, Fence};
 use crate::handoff::Handoff;
 use crate::intensity::Intensity;
-use crate::pulse::Stall;
+use crate::pulse::{self, Stall};
 use crate::threads::join_arbiter;
 
 use super::agent_listener::{AgentListener, AgentListenerParts};
@@ -25,8 +25,6 @@ use super::flow_supervisor::{DrainFlow, FailFlow, FlowDrained, FlowFailed, FlowP
 
 /// How often the children are counted.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
-/// How often the agent shows that its thread turns.
-const BEAT: Duration = Duration::from_millis(250);
 /// How long after the deadline a flow may take to commit and end.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 /// Everything is done, or was drained.
@@ -114,12 +112,7 @@ impl RegionSupervisor {
         let fence = Arc::new(Fence::new(shared.servers.len()));
         let (region, limit) = (&shared.config.region, shared.config.supervision.stalled_after);
         let pulse = shared.pulses.register_thread("agent", region.clone(), limit);
-        handle.spawn(async move {
-            loop {
-                pulse.moved("turned");
-                tokio::time::sleep(BEAT).await;
-            }
-        });
+        handle.spawn(pulse::beat(pulse));
         let slots = shared.config.mailbox.cache_writer;
         let mut writers = Vec::new();
         let mut handoffs = Vec::new();

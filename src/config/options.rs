@@ -393,6 +393,16 @@ impl Memcached {
     pub fn slow_limit(&self) -> Duration {
         self.slow_after.min(self.timeout)
     }
+
+    /// A call that has taken so long keeps nobody waiting behind it.
+    pub fn stuck_limit(&self) -> Duration {
+        self.slow_limit() / 3
+    }
+
+    /// How often a call is looked at: often enough to see that it has reached its limits.
+    pub fn look_at_calls_every(&self) -> Duration {
+        (self.stuck_limit() / 2).max(ms(1))
+    }
 }
 
 impl Kafka {
