@@ -32,3 +32,4 @@ mod strangers_are_refused;
 mod supervision;
 mod survives_a_dead_peer;
 mod what_hangs_is_restarted;
+mod windows_are_kept;

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const EU: &str = "eu-west-1";
 
 /// A relay made by the test: it says exactly what it is told to, when it is told to, under the certificate of `us-east-1`.
-struct FakeRelay {
+pub(crate) struct FakeRelay {
     runtime: tokio::runtime::Runtime,
     stream: TlsStream<TcpStream>,
     buffer: BytesMut,
@@ -33,7 +33,7 @@ struct FakeRelay {
 
 impl FakeRelay {
     /// Opens a session with the agent of `to`.
-    fn dial(to: &Region) -> FakeRelay {
+    pub(crate) fn dial(to: &Region) -> FakeRelay {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -74,8 +74,13 @@ impl FakeRelay {
     }
 
     fn send(&mut self, frame: &Frame) {
+        self.send_together(std::slice::from_ref(frame));
+    }
+
+    /// Sends frames in one piece.
+    fn send_together(&mut self, frames: &[Frame]) {
         let mut bytes = BytesMut::new();
-        wire::encode(frame, &mut bytes);
+        frames.iter().for_each(|frame| wire::encode(frame, &mut bytes));
         let write = async {
             self.stream.write_all(&bytes).await.unwrap();
             self.stream.flush().await.unwrap();
@@ -108,7 +113,7 @@ impl FakeRelay {
     }
 
     /// What a look of this moment would say: stamped with the last tick that was heard.
-    fn looks(&self, key: &str, value: Option<&str>) -> Item {
+    pub(crate) fn looks(&self, key: &str, value: Option<&str>) -> Item {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
         Item {
             cache: 0,
@@ -124,6 +129,18 @@ impl FakeRelay {
             produced_at_ms: now_ms,
             trace: None,
         }
+    }
+
+    /// Ships each item as a batch of its own, all in one piece, and waits for nothing.
+    pub(crate) fn ship_apart(&mut self, items: &[Item]) {
+        let frames = items.iter().zip(self.next_batch..).map(|(item, id)| {
+            let mut encoder = ItemEncoder::new();
+            encoder.push(&item.as_ref());
+            Frame::Batch(encoder.finish(Codec::Raw).into_frame(id, 0))
+        });
+        let frames: Vec<Frame> = frames.collect();
+        self.next_batch += frames.len() as u64;
+        self.send_together(&frames);
     }
 
     /// Ships items as one batch and waits for the answer to all of them.
