@@ -147,7 +147,7 @@ fn the_lab_notices_a_look_that_is_applied_late_behind_the_stamps() {
 /// kill -9 while events wait whose key can't be looked at, with a commit behind the first of each partition.
 static KILLED_BEHIND_A_COMMIT: Fault = Fault {
     play: |world, _| {
-        let source = world.source(0).proxy.as_ref().expect("a proxy in front of each server");
+        let source = world.source(0).proxy();
         source.cut();
         let relay = world.relay();
         // What was looked at before goes its way; then nothing can be finished any more, and the last commit has been made.

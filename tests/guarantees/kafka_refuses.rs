@@ -76,7 +76,7 @@ fn an_event_whose_retry_record_kafka_refuses_stays_dirty_and_nothing_is_committe
     writer.set(b"first", b"value");
     writer.flush();
     wait_until("the flow works", LIMIT, || committed(&pair.us) == 1);
-    pair.eu.cache("sessions").servers[0].proxy.as_ref().unwrap().cut();
+    pair.eu.cache("sessions").servers[0].proxy().cut();
     for n in 0..20 {
         writer.set(format!("key:{n}").as_bytes(), b"value");
     }

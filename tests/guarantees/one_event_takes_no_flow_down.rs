@@ -15,10 +15,7 @@ const AROUND: usize = 5_000;
 const BORNE: u64 = 14;
 
 fn write(region: &Region, keys: &[String]) {
-    let mut writer = region.writer("sessions");
-    for piece in keys.chunks(500) {
-        writer.set_all(piece.iter().map(|key| (key, "value")));
-    }
+    region.writer("sessions").set_in_pieces(keys, "value");
 }
 
 fn restarts(region: &Region, actor: &str) -> u64 {

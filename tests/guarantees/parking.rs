@@ -20,10 +20,6 @@ fn three_servers() -> CacheSpec {
     CacheSpec::new("sessions").servers(SERVERS).proxied()
 }
 
-fn keys(name: &str, count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("{name}:{n}")).collect()
-}
-
 /// The keys that live on this server of the region, and the others.
 fn split<'k>(region: &Region, server: usize, keys: &'k [String]) -> (Vec<&'k String>, Vec<&'k String>) {
     let cache = region.cache("sessions");
@@ -75,9 +71,9 @@ fn keys_of_a_dead_destination_server_are_parked_and_come_back_while_others_never
     let _gate = shared();
     let pair = TwoRegionsSpec::new().cache(three_servers()).extra(SOON).start();
     let sampler = Sampler::start(&pair.both());
-    let dead = pair.eu.cache("sessions").servers[DEAD].proxy.as_ref().unwrap();
+    let dead = pair.eu.cache("sessions").servers[DEAD].proxy();
     dead.cut();
-    let keys = keys("key", 3_000);
+    let keys = numbered("key", 3_000);
     let (its, others) = split(&pair.eu, DEAD, &keys);
     assert!(its.len() > 300 && others.len() > 300);
     let writer = pair.us.writer("sessions");
@@ -143,9 +139,9 @@ fn more_dirty_keys_than_there_may_be_are_parked_and_nothing_pauses() {
                   retry_backoff_initial = \"200ms\"\nretry_backoff_max = \"1s\"";
     let pair = TwoRegionsSpec::new().cache(three_servers()).extra(limits).start();
     let sampler = Sampler::start(&pair.both());
-    let dead = pair.eu.cache("sessions").servers[DEAD].proxy.as_ref().unwrap();
+    let dead = pair.eu.cache("sessions").servers[DEAD].proxy();
     dead.cut();
-    let keys = keys("key", 20_000);
+    let keys = numbered("key", 20_000);
     let (its, others) = split(&pair.eu, DEAD, &keys);
     write(&pair.us, &keys, "value");
     all_arrive(&pair.eu, &others, "value");
@@ -165,9 +161,9 @@ fn keys_of_a_dead_source_server_are_parked_too() {
     let _gate = shared();
     let pair = TwoRegionsSpec::new().cache(three_servers()).extra(SOON).start();
     let sampler = Sampler::start(&pair.both());
-    let dead = pair.us.cache("sessions").servers[DEAD].proxy.as_ref().unwrap();
+    let dead = pair.us.cache("sessions").servers[DEAD].proxy();
     dead.cut();
-    let keys = keys("key", 3_000);
+    let keys = numbered("key", 3_000);
     let (its, others) = split(&pair.us, DEAD, &keys);
     // The application still reaches it.
     write(&pair.us, &keys, "value");
@@ -188,7 +184,7 @@ fn a_peer_that_is_away_parks_nothing() {
     let _gate = shared();
     let pair = TwoRegionsSpec::new().proxied().extra(SOON).start();
     let sampler = Sampler::start(&pair.both());
-    let keys = keys("key", 2_000);
+    let keys = numbered("key", 2_000);
     pair.us_to_eu().stall();
     write(&pair.us, &keys, "value");
     pair.us.wait_until("its session is over", LIMIT, |status| {
@@ -227,9 +223,9 @@ fn a_relay_with_a_dead_server_drains_in_order_by_parking_and_its_successor_bring
         let committed = kafka.committed(&group, &pair.us.cache("sessions").topic);
         committed.len() == 4 && committed.iter().all(|(_, offset)| offset.is_some())
     });
-    let dead = pair.eu.cache("sessions").servers[DEAD].proxy.as_ref().unwrap();
+    let dead = pair.eu.cache("sessions").servers[DEAD].proxy();
     dead.cut();
-    let keys = keys("key", 3_000);
+    let keys = numbered("key", 3_000);
     let (its, others) = split(&pair.eu, DEAD, &keys);
     write(&pair.us, &keys, "value");
     all_arrive(&pair.eu, &others, "value");
@@ -259,12 +255,12 @@ fn a_frozen_or_slow_server_keeps_nobody_waiting_on_either_side() {
         ("slow there", &pair.eu),
         ("slow here", &pair.us),
     ] {
-        let proxy = slow.cache("sessions").servers[DEAD].proxy.as_ref().unwrap();
+        let proxy = slow.cache("sessions").servers[DEAD].proxy();
         match round.starts_with("frozen") {
             true => proxy.stall(),
             false => proxy.latency(Duration::from_millis(400)),
         }
-        let keys = keys(round, 6_000);
+        let keys = numbered(round, 6_000);
         let keys: Vec<String> = keys.iter().map(|key| key.replace(' ', "-")).collect();
         let (_, others) = split(slow, DEAD, &keys);
         write(&pair.us, &keys, "value");

@@ -15,16 +15,9 @@ const EU: &str = "eu-west-1";
 /// Writes while an actor panics: enough chunks, reads and batches for the panic to come in the middle.
 const WRITES: usize = 20_000;
 
-fn keys(name: &str, count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("{name}:{n}")).collect()
-}
-
 /// Writes all keys in pieces, so that they make many chunks.
 fn write_all(region: &Region, keys: &[String], value: &str) {
-    let mut writer = region.writer("sessions");
-    for piece in keys.chunks(500) {
-        writer.set_all(piece.iter().map(|key| (key, value)));
-    }
+    region.writer("sessions").set_in_pieces(keys, value);
 }
 
 fn restarts(region: &Region) -> BTreeMap<String, u64> {
@@ -51,7 +44,7 @@ fn a_panic_rebuilds_the_flow(failpoint: &'static str, actor: &str) {
         .us(move |us| us.env("FAILPOINTS", &format!("{failpoint}=10*off->1*panic(a test)->off")))
         .start();
     let sampler = Sampler::start(&[&pair.us]);
-    let keys = keys("key", WRITES);
+    let keys = numbered("key", WRITES);
     write_all(&pair.us, &keys, "value");
     pair.us.wait_until("the flow was rebuilt", LIMIT, |status| {
         status["restarts"] == json!({ actor: 1 })
@@ -101,7 +94,7 @@ fn a_panic_of_a_cache_writer_rebuilds_the_agent_and_loses_nothing() {
         .eu(|eu| eu.env("FAILPOINTS", "cache_writer_apply=10*off->1*panic(a test)->off"))
         .start();
     let sampler = Sampler::start(&pair.both());
-    let keys = keys("key", WRITES);
+    let keys = numbered("key", WRITES);
     write_all(&pair.us, &keys, "value");
     pair.eu.wait_until("the agent was rebuilt", LIMIT, |status| {
         status["restarts"] == json!({ "cache_writer": 1 })
@@ -129,7 +122,7 @@ fn a_panic_of_a_session_ends_that_session_only_and_loses_nothing() {
         .eu(|eu| eu.env("FAILPOINTS", "agent_session_batch=10*off->1*panic(a test)->off"))
         .start();
     let sampler = Sampler::start(&pair.both());
-    let keys = keys("key", WRITES);
+    let keys = numbered("key", WRITES);
     write_all(&pair.us, &keys, "value");
     pair.us
         .wait_until("one of the links has a new session", LIMIT, |status| {
@@ -159,7 +152,7 @@ fn panics_without_end_give_up(failpoint: &str, of: fn(&TwoRegions) -> &Region, r
     let broken = of(&pair);
     broken.set_env("FAILPOINTS", Some(&format!("{failpoint}=panic(a test)")));
     pair.both().into_iter().for_each(Region::start);
-    let keys = keys("key", 2_000);
+    let keys = numbered("key", 2_000);
     write_all(&pair.us, &keys, "value");
     assert_eq!(broken.exit_code(LIMIT), Some(70), "{}", broken.log_tail(20));
     assert_eq!(rebuilds(broken), restarts);
@@ -208,7 +201,7 @@ fn a_peer_a_memcached_or_a_kafka_that_is_down_for_a_while_never_counts_as_a_rest
         .start();
     let sampler = Sampler::start(&pair.both());
     let written = |round: &str| {
-        let keys = keys(round, 1_000);
+        let keys = numbered(round, 1_000);
         write_all(&pair.us, &keys, round);
         keys
     };
@@ -278,7 +271,7 @@ fn with_work_left(grace_period: &str) -> (TwoRegions, Vec<String>) {
         })
         .start();
     pair.eu.kill();
-    let keys = keys("key", 5_000);
+    let keys = numbered("key", 5_000);
     write_all(&pair.us, &keys, "value");
     pair.us.wait_until("there is work in hand", LIMIT, |status| {
         status["flows"][0]["with_permit"].as_u64() > Some(0)
@@ -333,7 +326,7 @@ fn a_second_sigterm_stops_at_once() {
 fn a_sigterm_while_idle_exits_with_0_at_once() {
     let _gate = shared();
     let pair = two_regions();
-    let keys = keys("key", 1_000);
+    let keys = numbered("key", 1_000);
     write_all(&pair.us, &keys, "value");
     settle(&pair.both());
     accounted(&pair.both());
@@ -350,7 +343,7 @@ fn a_sigterm_while_idle_exits_with_0_at_once() {
 fn a_relay_that_has_drained_says_goodbye_and_no_end_of_a_session_is_an_error() {
     let _gate = shared();
     let pair = TwoRegionsSpec::new().lanes(2).start();
-    let keys = keys("key", WRITES);
+    let keys = numbered("key", WRITES);
     write_all(&pair.us, &keys, "value");
     // In the middle of its work, or at the end of it: it finishes what it has.
     assert_eq!(pair.us.terminate(), 0, "{}", pair.us.log_tail(20));
@@ -381,7 +374,7 @@ fn a_mailbox_of_one_in_front_of_every_actor_is_enough() {
         .extra(mailboxes)
         .start();
     let sampler = Sampler::start(&pair.both());
-    let [from_us, from_eu] = ["us", "eu"].map(|name| keys(name, WRITES));
+    let [from_us, from_eu] = ["us", "eu"].map(|name| numbered(name, WRITES));
     std::thread::scope(|scope| {
         scope.spawn(|| write_all(&pair.us, &from_us, "value"));
         scope.spawn(|| write_all(&pair.eu, &from_eu, "value"));
@@ -436,7 +429,7 @@ fn with_kafka_peer_and_memcached_unreachable_at_start_it_stays_up_says_which_and
     );
     pair.eu.start();
     own.start_again();
-    let keys = keys("key", 1_000);
+    let keys = numbered("key", 1_000);
     write_all(&pair.us, &keys, "value");
     settle(&pair.both());
     assert_same(&pair.both(), "sessions", &keys);

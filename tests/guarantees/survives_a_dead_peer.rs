@@ -103,21 +103,6 @@ fn a_peer_that_is_down_for_300_000_writes_gets_them_all_and_costs_no_memory() {
     assert_eq!(pair.us.status()["restarts"], serde_json::json!({}));
 }
 
-/// Bytes that no compression makes smaller, another sequence for each `seed`.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        // xorshift64: good enough to look random to LZ4.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| next()).collect();
-    bytes.truncate(length);
-    bytes
-}
-
 const LARGE: usize = 1_000_000;
 
 /// What one value and all that belongs to it may count for, at most.

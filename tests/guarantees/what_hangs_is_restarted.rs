@@ -15,15 +15,8 @@ const WRITES: usize = 20_000;
 /// Soon, for a test; far above what any stage takes on a busy machine.
 const SOON: &str = "[supervision]\nstalled_after = \"2s\"\n[kafka]\ncommit_interval = \"10ms\"";
 
-fn keys(name: &str, count: usize) -> Vec<String> {
-    (0..count).map(|n| format!("{name}:{n}")).collect()
-}
-
 fn write_all(region: &Region, keys: &[String], value: &str) {
-    let mut writer = region.writer("sessions");
-    for piece in keys.chunks(500) {
-        writer.set_all(piece.iter().map(|key| (key, value)));
-    }
+    region.writer("sessions").set_in_pieces(keys, value);
 }
 
 /// `stage` of one of the regions hangs for good in the middle of writes.
@@ -38,7 +31,7 @@ fn a_stage_is_restarted(failpoint: &str, what: &str, stage: &str, of: fn(&TwoReg
     broken.set_env("FAILPOINTS", Some(&format!("{failpoint}=10*off->1*{what}->off")));
     pair.both().into_iter().for_each(Region::start);
     let sampler = Sampler::start(&pair.both());
-    let keys = keys("key", WRITES);
+    let keys = numbered("key", WRITES);
     write_all(&pair.us, &keys, "value");
     broken.wait_until("what hangs was restarted", LIMIT, |status| {
         status["restarts"] == json!({ stage: 1 })
@@ -106,7 +99,7 @@ fn a_poll_thread_that_hangs_is_restarted_and_nothing_is_lost() {
         .set_env("FAILPOINTS", Some("poll_thread_poll=200*off->1*pause->off"));
     pair.both().into_iter().for_each(Region::start);
     let sampler = Sampler::start(&pair.both());
-    let keys = keys("key", WRITES);
+    let keys = numbered("key", WRITES);
     write_all(&pair.us, &keys, "value");
     pair.us.wait_until("what hangs was restarted", LIMIT, |status| {
         status["restarts"] == json!({ "poll_thread": 1 })
@@ -132,7 +125,7 @@ fn a_woken_zombie_harms_nothing(failpoint: &str, stage: &str, of: fn(&TwoRegions
     broken.set_env("FAILPOINTS", Some(&format!("{failpoint}=1*off->1*sleep(12000)->off")));
     pair.both().into_iter().for_each(Region::start);
     let sampler = Sampler::start(&pair.both());
-    let keys = keys("key", 5_000);
+    let keys = numbered("key", 5_000);
     write_all(&pair.us, &keys, "old");
     broken.wait_until("what hangs was restarted", LIMIT, |status| {
         status["restarts"] == json!({ stage: 1 })

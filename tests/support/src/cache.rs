@@ -87,6 +87,16 @@ pub struct Server {
     pub address: String,
 }
 
+impl Server {
+    /// What stands between evrepl and it.
+    ///
+    /// # Panics
+    /// When the spec asked for no proxies.
+    pub fn proxy(&self) -> &FaultProxy {
+        self.proxy.as_ref().expect("a cache with proxies")
+    }
+}
+
 /// A running cache of one region.
 #[derive(Debug)]
 pub struct Cache {

@@ -50,4 +50,4 @@ pub use region::{
     two_regions,
 };
 pub use wait::{exclusive, holds_within, shared, wait_until};
-pub use writer::{Format, Op, Writer};
+pub use writer::{Format, Op, Writer, noise, numbered};

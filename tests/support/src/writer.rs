@@ -174,6 +174,13 @@ impl Writer {
         answers
     }
 
+    /// Sets all keys to one value in small pieces, so that they make many chunks.
+    pub fn set_in_pieces<K: AsRef<[u8]>>(&mut self, keys: &[K], value: &str) {
+        for piece in keys.chunks(500) {
+            self.set_all(piece.iter().map(|key| (key, value)));
+        }
+    }
+
     /// Returns when every event so far is in Kafka.
     pub fn flush(&self) {
         self.producer.flush();
@@ -187,6 +194,26 @@ impl Writer {
     fn refused<T>(&self, op: &str, error: std::io::Error) -> T {
         panic!("{op} in cache {}: {error}", self.cache.name)
     }
+}
+
+/// `<name>:0` and so on.
+pub fn numbered(name: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{name}:{n}")).collect()
+}
+
+/// Bytes that no compression makes smaller, another sequence for each `seed`.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        // xorshift64: good enough to look random to LZ4.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| next()).collect();
+    bytes.truncate(length);
+    bytes
 }
 
 #[cfg(test)]

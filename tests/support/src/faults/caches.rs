@@ -40,11 +40,7 @@ pub static DEST_UNREACHABLE: Fault = Fault {
     short_seconds: 6,
     breaks: &[Part::Destination],
     play: |world, time| {
-        let proxy = world
-            .destination(BROKEN)
-            .proxy
-            .as_ref()
-            .expect("a proxy in front of each server");
+        let proxy = world.destination(BROKEN).proxy();
         proxy.cut();
         world.hold(time);
         proxy.pass();
@@ -95,11 +91,7 @@ pub static DEST_SLOW: Fault = Fault {
     name: "dest_slow",
     about: "one of three destination servers takes 500 ms for each answer",
     play: |world, time| {
-        let proxy = world
-            .destination(BROKEN)
-            .proxy
-            .as_ref()
-            .expect("a proxy in front of each server");
+        let proxy = world.destination(BROKEN).proxy();
         proxy.latency(Duration::from_millis(250));
         world.hold(time);
         proxy.pass();
@@ -209,11 +201,7 @@ pub static SOURCE_UNREACHABLE: Fault = Fault {
     breaks: &[Part::Source],
     isolated: Some(Side::Source),
     play: |world, time| {
-        let proxy = world
-            .source(BROKEN)
-            .proxy
-            .as_ref()
-            .expect("a proxy in front of each server");
+        let proxy = world.source(BROKEN).proxy();
         proxy.cut();
         world.hold(time);
         proxy.pass();

@@ -15,7 +15,7 @@ pub static BROKER_RESTARTED: Fault = Fault {
     isolated: None,
     setup: |setup| setup.own_broker = true,
     play: |world, time| {
-        let broker = world.broker.as_ref().expect("a broker of its own");
+        let broker = world.own_broker();
         let until = Instant::now() + time;
         broker.stop();
         broker.start_again();
@@ -33,7 +33,7 @@ pub static BROKER_STOPPED: Fault = Fault {
     seconds: 60,
     short_seconds: 8,
     play: |world, time| {
-        let broker = world.broker.as_ref().expect("a broker of its own");
+        let broker = world.own_broker();
         broker.stop();
         world.hold(time);
         broker.start_again();
@@ -48,7 +48,7 @@ pub static BROKER_FROZEN: Fault = Fault {
     seconds: 20,
     short_seconds: 7,
     play: |world, time| {
-        let broker = world.broker.as_ref().expect("a broker of its own");
+        let broker = world.own_broker();
         broker.freeze();
         world.hold(time);
         broker.thaw();

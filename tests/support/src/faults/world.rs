@@ -220,6 +220,14 @@ impl World {
         self.pair.us_to_eu()
     }
 
+    /// The broker of a fault that asked for one of its own.
+    ///
+    /// # Panics
+    /// When it did not ask.
+    pub fn own_broker(&self) -> &Broker {
+        self.broker.as_ref().expect("a broker of its own")
+    }
+
     /// A server of the destination's cache.
     pub fn destination(&self, index: usize) -> &Server {
         &self.pair.eu.cache(CACHE).servers[index]

@@ -130,13 +130,7 @@ impl KafkaClient {
         below
             .add_partition_offset(topic, partition, Offset::Offset(offset))
             .expect("an offset to delete below");
-        let admin: AdminClient<_> = self
-            .config()
-            .create()
-            .expect("an admin client's configuration is valid");
-        let options = AdminOptions::new()
-            .request_timeout(Some(CALL))
-            .operation_timeout(Some(CALL));
+        let (admin, options) = self.admin_client();
         let done = block_on(admin.delete_records(&below, &options))
             .unwrap_or_else(|error| panic!("deleting records of {topic}: {error}"));
         for element in done.elements() {
@@ -318,18 +312,20 @@ impl KafkaClient {
         consumers.remove(group);
     }
 
+    fn admin_client(&self) -> (AdminClient<DefaultClientContext>, AdminOptions) {
+        let admin = self.config().create();
+        let options = AdminOptions::new()
+            .request_timeout(Some(CALL))
+            .operation_timeout(Some(CALL));
+        (admin.expect("an admin client's configuration is valid"), options)
+    }
+
     fn admin(
         &self,
         topic: &str,
         act: impl Fn(&AdminClient<DefaultClientContext>, &AdminOptions) -> KafkaResult<Vec<TopicResult>>,
     ) {
-        let admin: AdminClient<_> = self
-            .config()
-            .create()
-            .expect("an admin client's configuration is valid");
-        let options = AdminOptions::new()
-            .request_timeout(Some(CALL))
-            .operation_timeout(Some(CALL));
+        let (admin, options) = self.admin_client();
         for result in act(&admin, &options).unwrap_or_else(|error| panic!("changing topic {topic}: {error}")) {
             match result {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
