@@ -145,7 +145,7 @@ impl Process {
         self.ended().is_none()
     }
 
-    /// Sends a signal; nothing happens when the process has ended.
+    /// Sends a signal; nothing happens when the process has ended. After [`Signal::Stop`] every thread of it has stopped.
     pub fn signal(&self, signal: Signal) {
         let mut child = self.child();
         // While the lock is held and the child isn't reaped, its pid can't belong to another process.
@@ -153,6 +153,24 @@ impl Process {
             // SAFETY: kill takes two integers; the pid is that of our own, unreaped child.
             unsafe { libc::kill(self.pid as libc::pid_t, signal.number()) };
         }
+        if let Signal::Stop = signal {
+            // The signal is only pending: a thread that runs on another core may still answer a request.
+            let limit = Duration::from_secs(10);
+            crate::wait::wait_until(&format!("{} has stopped", self.name), limit, || self.has_stopped());
+        }
+    }
+
+    /// Whether each of its threads has stopped, or it has ended.
+    fn has_stopped(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else {
+            return true;
+        };
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The state follows the name, which stands in parentheses and may hold any.
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            state.is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
+        })
     }
 
     /// SIGKILL, and waits until it is gone. A frozen process dies too.
