@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use opentelemetry::metrics::{AsyncInstrument, Counter, Histogram, Meter};
 use opentelemetry::{KeyValue, Value};
 
+use super::tap::Taps;
 use crate::admin::{FlowStatus, Status, StatusSource};
 
 /// Seconds. From a fast local hop to an hour behind; DESIGN's figures (400 ms typical, p99 under 1 s) in the middle.
@@ -40,6 +41,7 @@ pub struct Instruments {
     batch_bytes: Histogram<u64>,
     restarts: Tally,
     flows: RwLock<HashMap<String, Arc<FlowInstruments>>>,
+    taps: Arc<Taps>,
 }
 
 impl Instruments {
@@ -72,6 +74,7 @@ impl Instruments {
                 .build(),
             restarts: Tally::default(),
             flows: RwLock::default(),
+            taps: Arc::default(),
         });
         Observers {
             meter,
@@ -87,6 +90,11 @@ impl Instruments {
         use opentelemetry::metrics::MeterProvider;
         let provider = opentelemetry::metrics::noop::NoopMeterProvider::new();
         Instruments::new(&provider.meter("evrepl"))
+    }
+
+    /// Who looks at events as they pass.
+    pub fn taps(&self) -> Arc<Taps> {
+        self.taps.clone()
     }
 
     /// Where everything that is counted elsewhere is read from now on. The first source stays.

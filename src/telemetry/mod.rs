@@ -4,6 +4,7 @@
 //! (DESIGN section 8). So telemetry and the admin interface have a multi-thread runtime of their own, with one worker.
 
 mod instruments;
+pub mod tap;
 
 use std::env;
 use std::ffi::OsString;
@@ -31,6 +32,7 @@ use crate::admin::{self, AdminError, StatusSource};
 use crate::config::LogFormat;
 
 pub use instruments::{FlowInstruments, Instruments};
+pub use tap::{PassedEvent, Taps};
 
 /// What is logged, in `tracing-subscriber`'s filter language: `info`, `evrepl=debug,rdkafka=warn`.
 pub const LOG_VARIABLE: &str = "EVREPL_LOG";
