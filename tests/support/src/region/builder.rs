@@ -136,6 +136,14 @@ impl RegionBuilder {
         self.set("flow.lanes", &lanes.to_string())
     }
 
+    /// Where it exports traces and metrics to, such as [`OtlpSink::endpoint`](crate::OtlpSink::endpoint), and the share of
+    /// events that it traces.
+    pub fn telemetry(self, endpoint: &str, trace_ratio: f64) -> RegionBuilder {
+        self.set("telemetry.otlp_endpoint", &quoted(endpoint))
+            // `{:?}` writes 1.0, which is no integer to TOML.
+            .set("telemetry.trace_ratio", &format!("{trace_ratio:?}"))
+    }
+
     /// Any setting outside `[[cache]]` and `[[peer]]`, with a TOML literal: `("batch.linger", "\"5ms\"")`.
     pub fn set(mut self, path: &str, literal: &str) -> RegionBuilder {
         self.settings.set(path, literal);

@@ -103,6 +103,13 @@ impl TwoRegionsSpec {
         self.extra(&format!("[flow]\nlanes = {lanes}"))
     }
 
+    /// Where both export traces and metrics to, and the share of events that they trace.
+    pub fn telemetry(self, endpoint: &str, trace_ratio: f64) -> TwoRegionsSpec {
+        let (us, eu) = (endpoint.to_string(), endpoint.to_string());
+        self.us(move |builder| builder.telemetry(&us, trace_ratio))
+            .eu(move |builder| builder.telemetry(&eu, trace_ratio))
+    }
+
     /// Settings for both, as TOML text (see [`RegionBuilder::extra`]).
     pub fn extra(self, toml: &str) -> TwoRegionsSpec {
         let (us, eu) = (toml.to_string(), toml.to_string());
