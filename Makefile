@@ -1,6 +1,6 @@
 # What to type. Everything runs on a Debian 12 with Rust (rustup.rs) and make; what is missing is installed by `setup`.
 #
-#   make demo            two regions on this machine, in front of your eyes        (ARGS='...' are the demo's own)
+#   make demo            two regions and Jaeger on this machine, before your eyes   (ARGS='...' are the demo's own)
 #   make test            every test, against a real Apache Kafka and memcached     (ARGS='...' are cargo test's)
 #   make faults          every fault in the middle of load, and what was lost by it (ARGS='--only kill_agent --seed 7')
 #   make load            a load run, release build                                 (ARGS='...' name the scenario)
@@ -30,13 +30,13 @@ python: setup
 test: kafka python
 	cargo test --workspace --features failpoints $(ARGS)
 
-# The dev profile: it shares its build with the tests, has no thin LTO to wait for, and its dependencies are optimized.
+# A release build, so that the traces show what evrepl takes; `make load` shares it.
 demo:
 	@scripts/setup.sh demo
-	cargo build -p evrepl -p evrepl-load --bins
-	@target/debug/evrepl-demo $(ARGS)
+	cargo build --release -p evrepl -p evrepl-load --bins
+	@target/release/evrepl-demo $(ARGS)
 
-# The dev profile, as the demo: what counts here is what is lost, and two cores carry its load easily.
+# The dev profile: what counts here is what is lost, and two cores carry its load easily.
 faults: kafka
 	cargo build -p evrepl -p evrepl-load --bins
 	@target/debug/evrepl-faults $(ARGS)

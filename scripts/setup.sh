@@ -46,6 +46,8 @@ need libssl-dev header openssl/ssl.h
 need zlib1g-dev header zlib.h
 # librdkafka 2.12 includes curl's header even where nothing of curl is linked.
 need libcurl4-openssl-dev header curl/curl.h
+# The demo's Jaeger (otlp-embedded) generates code from OTLP's protocol files.
+need protobuf-compiler command -v protoc
 if [ "$what" != demo ]; then
     need openjdk-17-jre-headless java_17
     need maven command -v mvn

@@ -1,5 +1,6 @@
 //! `evrepl-demo`: two regions on this machine, in front of your eyes.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use evrepl_load::{needs, plain_panics, remove_leftovers};
 const INTERRUPTED: u8 = 130;
 
 /// Runs two regions on this machine: memcached and `evrepl run` as processes, Kafka inside this one, and an application in
-/// each that sets, touches and deletes. Shows what happens, then compares every key in both regions. Exits 0 only if nothing
-/// was lost.
+/// each that sets, touches and deletes. Shows what happens, then compares every key in both regions, and shows the way of one
+/// write in Jaeger. Exits 0 only if nothing was lost.
 #[derive(Debug, Parser)]
 #[command(name = "evrepl-demo", version)]
 struct Arguments {
@@ -28,6 +29,9 @@ struct Arguments {
     /// Also writes {"writes":…,"replicated":…,"lost":…,"p50_ms":…,"p99_ms":…} to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Jaeger's page stays up after the summary until Ctrl-C, as it does by itself on a terminal.
+    #[arg(long)]
+    stay: bool,
 }
 
 fn main() -> ExitCode {
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         time: (arguments.seconds > 0).then(|| Duration::from_secs(arguments.seconds)),
         rate: arguments.rate,
         json: arguments.json,
+        stay: arguments.stay || std::io::stdout().is_terminal(),
     };
     let shown = show::run(&options, &stop);
     // Each part has removed its own files; this is the folder they were in.

@@ -7,6 +7,7 @@
 
 pub mod fault_table;
 pub mod latency;
+#[cfg(feature = "demo")]
 pub mod live;
 pub mod needs;
 pub mod pace;

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one asks, the second one ends the process.
+//! Ctrl-C: the first one asks, the next one ends the process, unless the first has had its effect.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -16,8 +16,8 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Listens for SIGINT, SIGTERM and SIGHUP (a closed terminal). The first asks; the second removes `leftovers` and ends
-    /// the process at once, and the kernel ends its children with it.
+    /// Listens for SIGINT, SIGTERM and SIGHUP (a closed terminal). The first asks; one that comes while that holds removes
+    /// `leftovers` and ends the process at once, and the kernel ends its children with it.
     ///
     /// # Panics
     /// When the process can't have a thread or a signal handler.
@@ -33,16 +33,15 @@ impl Stop {
         };
         let [mut interrupt, mut terminate, mut hangup] = signals.map(|signal| signal.expect("a signal handler"));
         let listen = async move {
-            for second in [false, true] {
+            loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                     _ = hangup.recv() => {}
                 }
-                if second {
+                if asked.ask() {
                     break;
                 }
-                asked.ask();
             }
             leftovers();
             std::process::exit(INTERRUPTED);
@@ -54,15 +53,32 @@ impl Stop {
         stop
     }
 
-    /// Asks.
-    pub fn ask(&self) {
+    /// Asks; whether somebody had already.
+    pub fn ask(&self) -> bool {
         let (asked, changed) = &*self.shared;
-        *asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let before = std::mem::replace(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner), true);
         changed.notify_all();
+        before
+    }
+
+    /// What was asked for is done: the next one asks again.
+    pub fn done(&self) {
+        *self.shared.0.lock().unwrap_or_else(PoisonError::into_inner) = false;
     }
 
     pub fn asked(&self) -> bool {
         *self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps until somebody asks.
+    pub fn until_asked(&self) {
+        let (asked, changed) = &*self.shared;
+        let held = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(
+            changed
+                .wait_while(held, |asked| !*asked)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 
     /// Sleeps for `time`, or until somebody asks; says whether somebody has.
@@ -94,7 +110,16 @@ mod tests {
         assert!(!stop.asked() && !stop.wait(Duration::ZERO));
         let waiting = stop.clone();
         let waiter = thread::spawn(move || waiting.wait(Duration::from_secs(600)));
-        stop.ask();
+        assert!(!stop.ask());
         assert!(waiter.join().unwrap() && stop.asked());
+    }
+
+    #[test]
+    fn whoever_asks_twice_is_known_unless_the_first_was_done() {
+        let stop = Stop::default();
+        assert!(!stop.ask() && stop.ask());
+        stop.until_asked();
+        stop.done();
+        assert!(!stop.asked() && !stop.ask() && stop.ask());
     }
 }

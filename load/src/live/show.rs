@@ -12,6 +12,7 @@ use tokio::runtime::Runtime;
 
 use super::application::{Application, Shared, write_first};
 use super::compare::{Compared, compare};
+use super::jaeger::{self, Jaeger};
 use super::ledger::sequence_of;
 use super::screen::{Numbers, Screen};
 use super::watcher::{OVERDUE, Watcher};
@@ -34,6 +35,8 @@ pub struct Options {
     pub rate: u64,
     /// Where the numbers go as JSON.
     pub json: Option<PathBuf>,
+    /// Whether Jaeger's page stays up after the summary, until somebody asks to stop.
+    pub stay: bool,
 }
 
 /// What came of it. As JSON, this is what `--json` writes.
@@ -99,7 +102,15 @@ impl Summary {
 /// What didn't start or has broken, in words.
 pub fn run(options: &Options, stop: &Stop) -> Result<Option<Summary>, String> {
     println!("starting two regions: memcached, Kafka (embedded) and evrepl for each");
-    let Some(world) = World::start(stop)? else {
+    // Traces are a sight, not what is tested here: the demo goes on without them.
+    let jaeger = Jaeger::start()
+        .inspect(|jaeger| println!("traces appear at {} (Jaeger, embedded)", jaeger.page()))
+        .inspect_err(|error| println!("no traces: Jaeger's page does not start: {error}"))
+        .ok();
+    let traced = jaeger
+        .as_ref()
+        .map(|jaeger| (jaeger.endpoint(), jaeger::ratio(options.rate)));
+    let Some(world) = World::start(stop, traced)? else {
         return Ok(None);
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -119,7 +130,31 @@ pub fn run(options: &Options, stop: &Stop) -> Result<Option<Summary>, String> {
     if let Some(path) = &options.json {
         write_json(path, &summary)?;
     }
+    if let Some(jaeger) = &jaeger {
+        // Both processes have drained, so every span has been exported.
+        print_trace(jaeger);
+        if options.stay {
+            println!("\nJaeger's page stays up until Ctrl-C");
+            stop.done();
+            stop.until_asked();
+        }
+    }
     Ok(Some(summary))
+}
+
+/// The link to the trace of one write that went from one region to the other.
+fn print_trace(jaeger: &Jaeger) {
+    match jaeger.crossing() {
+        Ok(Some(trace)) => println!(
+            "  one trace   {} ({}, {} spans, {:.1} ms)",
+            jaeger.page_of(&trace),
+            trace.regions.join(" -> "),
+            trace.spans,
+            trace.took.as_secs_f64() * 1e3
+        ),
+        Ok(None) => println!("  one trace   none has crossed both regions"),
+        Err(error) => println!("  one trace   not found: {error}"),
+    }
 }
 
 fn write_json(path: &Path, summary: &Summary) -> Result<(), String> {

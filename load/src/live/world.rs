@@ -32,18 +32,23 @@ pub struct World {
 }
 
 impl World {
-    /// Starts all of it and returns when both agents can take batches; `None` when somebody asked to stop.
+    /// Starts all of it and returns when both agents can take batches; `None` when somebody asked to stop. Both regions
+    /// export to `traced`, an OTLP endpoint and the share of events that is traced.
     ///
     /// # Errors
     /// When something doesn't start, in words.
     ///
     /// # Panics
     /// When the lab can't start a process; the message says which and why.
-    pub fn start(stop: &Stop) -> Result<Option<World>, String> {
+    pub fn start(stop: &Stop, traced: Option<(String, f64)>) -> Result<Option<World>, String> {
         let kafka = || MockCluster::new(1).map_err(|error| format!("the embedded Kafka does not start: {error}"));
         let kafka = [kafka()?, kafka()?];
         let [us, eu] = [&kafka[0], &kafka[1]].map(|one| Arc::new(KafkaClient::new(&one.bootstrap_servers())));
-        let regions = TwoRegionsSpec::new()
+        let spec = match traced {
+            Some((endpoint, ratio)) => TwoRegionsSpec::new().telemetry(&endpoint, ratio),
+            None => TwoRegionsSpec::new(),
+        };
+        let regions = spec
             .cache(CacheSpec::new(CACHE).memcached_args(&["-m", MEMCACHED_MIB]))
             .us(move |builder| builder.kafka(&us).topics_exist().set(FETCH.0, FETCH.1))
             .eu(move |builder| builder.kafka(&eu).topics_exist().set(FETCH.0, FETCH.1))
