@@ -1,12 +1,13 @@
 //! What the actors of the receiving half share: the tick, the window budget, the sessions, and the memcached servers.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use socket2::Socket;
 use tokio::time::Instant;
 
+use crate::breaker::ShownBreaker;
 use crate::config::Config;
 use crate::handoff::Mailboxes;
 use crate::hashing::Ring;
@@ -30,16 +31,22 @@ pub enum ServerState {
 /// A memcached server as sessions and status see it.
 #[derive(Debug)]
 pub struct ServerView {
+    /// The cache that it belongs to.
+    pub cache: String,
     /// `host:port`.
     pub address: String,
+    /// Its writer's circuit breaker.
+    pub breaker: ShownBreaker,
     state: AtomicU8,
 }
 
 impl ServerView {
     /// A server that is not connected yet.
-    pub fn new(address: String) -> Self {
+    pub fn new(cache: String, address: String) -> Self {
         ServerView {
+            cache,
             address,
+            breaker: ShownBreaker::default(),
             state: AtomicU8::new(ServerState::Connecting as u8),
         }
     }
@@ -163,6 +170,36 @@ impl Fence {
     }
 }
 
+/// The wall clock of the region that a session comes from: what its relay last measured.
+#[derive(Debug)]
+pub struct PeerClock {
+    /// Ours minus theirs, in microseconds; [`i64::MIN`] until it is known.
+    offset_us: AtomicI64,
+}
+
+impl Default for PeerClock {
+    fn default() -> Self {
+        PeerClock {
+            offset_us: AtomicI64::new(i64::MIN),
+        }
+    }
+}
+
+impl PeerClock {
+    /// Our clock is ahead of the peer's by this, in microseconds.
+    pub fn set(&self, offset_us: i64) {
+        self.offset_us.store(offset_us, Relaxed);
+    }
+
+    /// Seconds from a time by the peer's clock, in milliseconds, to a time by ours, in microseconds; `None` while it is not
+    /// known how the two compare.
+    pub fn seconds_since(&self, theirs_ms: u64, ours_us: u64) -> Option<f64> {
+        let offset_us = Some(self.offset_us.load(Relaxed)).filter(|offset| *offset != i64::MIN)?;
+        let us = i128::from(ours_us) - i128::from(offset_us) - i128::from(theirs_ms) * 1000;
+        Some(us.max(0) as f64 / 1e6)
+    }
+}
+
 #[derive(Default)]
 struct Sessions {
     last: SessionId,
@@ -190,7 +227,7 @@ impl AgentShared {
                 cache
                     .servers
                     .iter()
-                    .map(|server| ServerView::new(server.address.clone())),
+                    .map(|server| ServerView::new(cache.name.clone(), server.address.clone())),
             );
         }
         AgentShared {

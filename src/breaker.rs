@@ -2,6 +2,8 @@
 //!
 //! A plain type: the instant and randomness are passed in.
 
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
@@ -18,6 +20,31 @@ pub enum BreakerState {
     },
     /// One probe may go, or is out.
     HalfOpen,
+}
+
+/// A breaker's state for other threads to see.
+#[derive(Debug, Default)]
+pub struct ShownBreaker(AtomicU8);
+
+impl ShownBreaker {
+    /// Shows this state.
+    pub fn show(&self, state: BreakerState) {
+        let state = match state {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open { .. } => 2,
+        };
+        self.0.store(state, Relaxed);
+    }
+
+    /// The public name of the state shown last, and how bad it is: 0 closed, 1 half open, 2 open.
+    pub fn seen(&self) -> (u8, &'static str) {
+        match self.0.load(Relaxed) {
+            0 => (0, "closed"),
+            1 => (1, "half_open"),
+            _ => (2, "open"),
+        }
+    }
 }
 
 /// The answer to one request to use the server.

@@ -19,6 +19,8 @@ pub struct MailboxGauge {
     capacity: AtomicUsize,
     depth: AtomicUsize,
     high_water: AtomicUsize,
+    senders_waiting: AtomicUsize,
+    waits: AtomicU64,
     waited_us: AtomicU64,
 }
 
@@ -38,7 +40,17 @@ impl MailboxGauge {
         self.capacity.load(Relaxed)
     }
 
-    /// How long senders waited for a slot, since the start.
+    /// Senders that wait for a slot now.
+    pub fn senders_waiting(&self) -> usize {
+        self.senders_waiting.load(Relaxed)
+    }
+
+    /// Messages that had to wait for a slot, since the start.
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Relaxed)
+    }
+
+    /// How long senders waited for a slot, since the start; those that wait still are not in it.
     pub fn waited(&self) -> Duration {
         Duration::from_micros(self.waited_us.load(Relaxed))
     }
@@ -59,9 +71,27 @@ impl MailboxGauge {
         self.depth.fetch_sub(1, Relaxed);
     }
 
-    /// A sender waited this long for a slot.
-    pub fn waited_for(&self, time: Duration) {
-        self.waited_us.fetch_add(time.as_micros() as u64, Relaxed);
+    /// A sender waits for a slot, until this is dropped: also one that gives up has waited.
+    fn waits_for_room(&self) -> WaitsForRoom<'_> {
+        self.senders_waiting.fetch_add(1, Relaxed);
+        self.waits.fetch_add(1, Relaxed);
+        WaitsForRoom {
+            gauge: self,
+            since: tokio::time::Instant::now(),
+        }
+    }
+}
+
+struct WaitsForRoom<'a> {
+    gauge: &'a MailboxGauge,
+    since: tokio::time::Instant,
+}
+
+impl Drop for WaitsForRoom<'_> {
+    fn drop(&mut self) {
+        let waited = self.since.elapsed().as_micros() as u64;
+        self.gauge.waited_us.fetch_add(waited, Relaxed);
+        self.gauge.senders_waiting.fetch_sub(1, Relaxed);
     }
 }
 
@@ -179,10 +209,8 @@ impl<M: Send + 'static> Handoff<M> {
         let permit = match self.slots.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
-                let since = tokio::time::Instant::now();
-                let permit = self.slots.clone().acquire_owned().await;
-                self.gauge.waited_for(since.elapsed());
-                permit.ok()?
+                let _waits = self.gauge.waits_for_room();
+                self.slots.clone().acquire_owned().await.ok()?
             }
         };
         self.recipient.connected().then(|| Reserved {

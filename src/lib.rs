@@ -25,6 +25,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod certs;
 pub mod cli;
+pub mod clock_offset;
 pub mod coalesce;
 pub mod config;
 pub mod dirty;

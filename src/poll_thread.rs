@@ -283,6 +283,12 @@ impl PartitionQueue {
         chunks < self.capacity && (chunks == 0 || queued + events <= self.flow_limit)
     }
 
+    /// When the last record of the oldest chunk that is not committed came into Kafka, milliseconds since the epoch.
+    pub fn uncommitted_since_ms(&self) -> Option<i64> {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.front().map(|(_, produced_at_ms)| *produced_at_ms)
+    }
+
     /// When the last event of the last chunk was produced that ends before `offset`, which is committed now.
     fn committed(&self, offset: i64) -> Option<i64> {
         let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
@@ -489,6 +495,7 @@ impl RebalanceListener for Arc<Rebalances> {
         self.queues().extend(queues.iter().map(|q| (q.at.clone(), q.clone())));
         self.changed.store(true, SeqCst);
         self.settings.trouble(None);
+        self.settings.view.rebalances.fetch_add(1, Relaxed);
         tracing::info!(partitions = queues.len(), "partitions assigned");
         self.settings.flow.do_send(PartitionsAssigned(queues));
     }

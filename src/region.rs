@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
 use crate::admin::{
-    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, MassMisses, Outcomes, Readiness,
-    RetentionGap, ServerStatus, SessionStatus, Status, StatusSource, WaitingFor,
+    AgentStatus, BreakerStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus,
+    MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, Status, StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
+use crate::breaker::ShownBreaker;
 use crate::config::Config;
 use crate::handoff::Mailboxes;
 use crate::misses::LIKELY_CAUSES;
 use crate::outcome::Outcome;
-use crate::relay::{FlowView, Stage};
+use crate::relay::{FlowView, Stage, wall_ms};
 use crate::telemetry::Instruments;
 
 /// How long a gap that retention made fails its check.
@@ -63,9 +65,15 @@ impl Region {
             waiting: accounts.waiting,
             with_permit: accounts.in_flight,
             dirty: accounts.dirty,
+            permits: self.config.flow.max_in_flight_events as u64,
+            permits_free: view.free_permits().unwrap_or(self.config.flow.max_in_flight_events) as u64,
             in_flight_bytes: view.in_flight_bytes.load(Relaxed),
+            in_flight_bytes_limit: self.config.flow.max_in_flight_bytes as u64,
             outcomes: Outcomes::from(outcomes),
             offset_lag: offset_lag.map(|lag| lag as u64),
+            commit_age_seconds: (view.accounts.uncommitted_since_ms())
+                .map_or(0.0, |since| (wall_ms() - since).max(0) as f64 / 1e3),
+            rebalances: view.rebalances.load(Relaxed),
             lag_seconds: lags.collect(),
             paused_partitions: paused as u64,
             retry_partitions_waiting: retry_partitions as u64,
@@ -87,6 +95,7 @@ impl Region {
                 })
                 .collect(),
             reconnects: view.reconnects.load(Relaxed),
+            breakers: self.breakers(view),
             waiting_for: view
                 .waits()
                 .into_iter()
@@ -124,6 +133,50 @@ impl Region {
         }
     }
 
+    /// Of the servers whose caches the peer gets; of several lanes the worst.
+    fn breakers(&self, view: &FlowView) -> Vec<BreakerStatus> {
+        let names = || {
+            let caches = self.config.caches.iter();
+            caches.flat_map(|cache| cache.servers.iter().map(move |server| (&cache.name, &server.address)))
+        };
+        let servers = names().count();
+        let sent = &self.config.peers[view.peer].caches;
+        let worst = |server| {
+            view.breakers()
+                .iter()
+                .skip(server)
+                .step_by(servers)
+                .map(ShownBreaker::seen)
+                .max()
+        };
+        names()
+            .enumerate()
+            .filter(|(_, (cache, _))| sent.contains(*cache))
+            .map(|(number, (cache, server))| BreakerStatus {
+                cache: cache.clone(),
+                server: server.clone(),
+                state: worst(number).map_or("closed", |(_, name)| name).to_owned(),
+            })
+            .collect()
+    }
+
+    fn certificates(&self) -> Vec<CertificateStatus> {
+        let now = SystemTime::now();
+        let left = |until: SystemTime| match until.duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(ago) => -ago.duration().as_secs_f64(),
+        };
+        let tls = &self.agent.tls;
+        let all = [("own", tls.not_after()), ("ca", tls.ca_not_after())];
+        let known = all.into_iter().filter_map(|(name, until)| Some((name, until?)));
+        known
+            .map(|(name, until)| CertificateStatus {
+                name: name.to_owned(),
+                expires_in_seconds: left(until),
+            })
+            .collect()
+    }
+
     fn agent(&self, now: Instant) -> AgentStatus {
         let counts = &self.agent.counts;
         let items = [
@@ -140,7 +193,9 @@ impl Region {
             window: session.window,
         });
         let servers = self.agent.servers.iter().map(|server| ServerStatus {
+            cache: server.cache.clone(),
             address: server.address.clone(),
+            breaker: server.breaker.seen().1.to_owned(),
             state: match server.state() {
                 ServerState::Connecting => "connecting",
                 ServerState::Answers => "answers",
@@ -168,6 +223,9 @@ impl StatusSource for Region {
                 depth: gauge.depth() as u64,
                 high_water: gauge.high_water() as u64,
                 capacity: gauge.capacity() as u64,
+                senders_waiting: gauge.senders_waiting() as u64,
+                waits: gauge.waits(),
+                waited_us: gauge.waited().as_micros() as u64,
             };
             (actor.to_owned(), status)
         });
@@ -179,6 +237,7 @@ impl StatusSource for Region {
             late_outcomes: self.flows.iter().map(|view| view.accounts.late.load(Relaxed)).sum(),
             restarts: self.instruments.restarts(),
             mailboxes: mailboxes.collect(),
+            certificates: self.certificates(),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak, mpsc};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -11,6 +11,7 @@ use actix_rt::ArbiterHandle;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::breaker::{BreakerState, ShownBreaker};
 use crate::config::Config;
 use crate::event::{Op, TraceContext};
 use crate::handoff::Mailboxes;
@@ -174,6 +175,8 @@ pub struct PartitionReport {
     pub offset_lag: Option<i64>,
     /// Fetching is paused.
     pub paused: bool,
+    /// When the oldest chunk that is not committed came into Kafka, milliseconds since the epoch.
+    pub uncommitted_since_ms: Option<i64>,
 }
 
 /// The accounts of a flow. They outlive its rebuilds: what a partition consumer leaves is added to the retired totals in
@@ -240,6 +243,18 @@ impl FlowAccounts {
             paused += usize::from(report.paused);
         }
         (total, lag, paused)
+    }
+}
+
+impl FlowAccounts {
+    /// When the oldest chunk that was taken and is not committed came into Kafka, milliseconds since the epoch.
+    pub fn uncommitted_since_ms(&self) -> Option<i64> {
+        let inner = self.lock();
+        inner
+            .live
+            .values()
+            .filter_map(|report| report.uncommitted_since_ms)
+            .min()
     }
 }
 
@@ -391,7 +406,13 @@ pub struct FlowView {
     pub draining: AtomicBool,
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
+    /// How often partitions were assigned.
+    pub rebalances: AtomicU64,
     retention: Mutex<RetentionView>,
+    /// By lane, and in it by server, through all caches.
+    breakers: Vec<ShownBreaker>,
+    /// Of the incarnation that runs.
+    shared: Mutex<Weak<FlowShared>>,
     /// By server, through all caches.
     looks: Mutex<Vec<ServerLooks>>,
     /// Of the source topics, and of the retry topics: what keeps them from being read, and since when.
@@ -425,6 +446,7 @@ impl FlowView {
                 window: Window::default(),
             })
         });
+        let servers: Vec<ServerLooks> = servers.collect();
         FlowView {
             peer,
             name: format!("{}->{}", config.region, config.peers[peer].region),
@@ -435,8 +457,13 @@ impl FlowView {
             waits: Mutex::default(),
             draining: AtomicBool::new(false),
             reconnects: AtomicU64::new(0),
+            rebalances: AtomicU64::new(0),
             retention: Mutex::default(),
-            looks: Mutex::new(servers.collect()),
+            breakers: (0..config.flow.lanes * servers.len())
+                .map(|_| ShownBreaker::default())
+                .collect(),
+            shared: Mutex::default(),
+            looks: Mutex::new(servers),
             kafka: Mutex::default(),
             retries: Mutex::default(),
             suspects: Mutex::default(),
@@ -449,6 +476,22 @@ impl FlowView {
     /// A new incarnation of the flow begins, and gets its number: what is left of older ones writes here no more.
     pub fn begin_incarnation(&self) -> u64 {
         self.incarnation.fetch_add(1, SeqCst) + 1
+    }
+
+    /// Notes what the actors of the incarnation share that begins.
+    pub fn set_shared(&self, shared: &Arc<FlowShared>) {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(shared);
+    }
+
+    /// Permits that nobody holds; `None` while there is no incarnation, and nothing holds any.
+    pub fn free_permits(&self) -> Option<usize> {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner).upgrade()?;
+        Some(shared.permits.available())
+    }
+
+    /// By lane, and in it by server through all caches, the breakers of the memcached servers that are read from.
+    pub fn breakers(&self) -> &[ShownBreaker] {
+        &self.breakers
     }
 
     /// Notes what to stop if the flow's supervisor hangs.
@@ -647,6 +690,14 @@ impl FlowShared {
     pub fn set_link(&self, lane: usize, link: LinkView) {
         if self.is_current() {
             self.view.set_link(lane, link);
+        }
+    }
+
+    /// Shows the breaker of a reader's server.
+    pub fn show_breaker(&self, lane: usize, reader: usize, state: BreakerState) {
+        let readers = self.view.breakers.len() / self.config.flow.lanes;
+        if self.is_current() {
+            self.view.breakers[lane * readers + reader].show(state);
         }
     }
 

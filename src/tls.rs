@@ -107,6 +107,7 @@ pub struct TlsMaterial {
     server: Arc<ServerConfig>,
     identities: Vec<String>,
     not_after: Option<SystemTime>,
+    ca_not_after: Option<SystemTime>,
 }
 
 impl TlsMaterial {
@@ -120,7 +121,7 @@ impl TlsMaterial {
     pub fn load(certificate: &Path, private_key: &Path, ca: &Path) -> Result<TlsMaterial, TlsError> {
         let chain = read_certificates(certificate)?;
         let key = read_key(private_key)?;
-        let roots = read_roots(ca)?;
+        let (roots, ca_not_after) = read_roots(ca)?;
         let not_after = validity::not_after(&chain[0]);
         let identities = dns_names(&chain[0]).unwrap_or_default();
         let pair = |source| TlsError::Pair {
@@ -159,6 +160,7 @@ impl TlsMaterial {
             server: Arc::new(server),
             identities,
             not_after,
+            ca_not_after,
         })
     }
 
@@ -170,6 +172,11 @@ impl TlsMaterial {
     /// When our own certificate expires; none if its date cannot be read.
     pub fn not_after(&self) -> Option<SystemTime> {
         self.not_after
+    }
+
+    /// When the first of the CA's certificates expires; none if no date can be read.
+    pub fn ca_not_after(&self) -> Option<SystemTime> {
+        self.ca_not_after
     }
 
     /// For the dialling end. [`TlsMaterial::connect`] also checks the protocol.
@@ -312,15 +319,18 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     })
 }
 
-fn read_roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+/// The CA's certificates, and when the first of them expires.
+fn read_roots(path: &Path) -> Result<(Arc<RootCertStore>, Option<SystemTime>), TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
+    let certificates = read_certificates(path)?;
+    let not_after = certificates.iter().filter_map(|one| validity::not_after(one)).min();
+    for certificate in certificates {
         roots.add(certificate).map_err(|error| TlsError::Authority {
             path: path.to_owned(),
             reason: error.to_string(),
         })?;
     }
-    Ok(Arc::new(roots))
+    Ok((Arc::new(roots), not_after))
 }
 
 #[cfg(test)]

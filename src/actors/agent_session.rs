@@ -17,10 +17,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
-use crate::agent::{AgentShared, ServerState, SessionGuard};
+use crate::agent::{AgentShared, PeerClock, ServerState, SessionGuard};
 use crate::handoff::{Carried, Handoff, Slot};
 use crate::pulse::Pulse;
 use crate::relay::wall_us;
+use crate::telemetry::FlowInstruments;
 use crate::wire::{
     self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items,
 };
@@ -92,6 +93,8 @@ pub struct AgentSessionParts {
 struct Open {
     left: u32,
     raw: u64,
+    /// When its newest event was produced, by the peer's clock.
+    produced_at_ms: u64,
 }
 
 /// Parts on their way to one writer, in order.
@@ -117,6 +120,8 @@ pub struct AgentSession {
     open: HashMap<u64, Open>,
     used: u64,
     leaving: bool,
+    clock: Arc<PeerClock>,
+    metrics: Arc<FlowInstruments>,
     pulse: Arc<Pulse>,
 }
 
@@ -136,6 +141,8 @@ impl AgentSession {
         } = parts;
         let outboxes = writers.iter().map(|_| Outbox::default()).collect();
         let place = format!("session {} of {peer}", guard.id);
+        let flow = format!("{peer}->{}", shared.config.region);
+        let metrics = shared.instruments.flow(&flow);
         AgentSession {
             pulse: shared.pulses.register("agent_session", place),
             shared,
@@ -152,6 +159,8 @@ impl AgentSession {
             open: HashMap::new(),
             used: 0,
             leaving: false,
+            clock: Arc::default(),
+            metrics,
         }
         .start()
     }
@@ -179,6 +188,7 @@ impl Actor for AgentSession {
             out,
             tick: self.tick.clone(),
             peer: self.peer.clone(),
+            clock: self.clock.clone(),
         };
         let limits = self.limits;
         let reading = async move {
@@ -241,6 +251,11 @@ impl Handler<ItemsApplied> for AgentSession {
         }
         ack.normalize();
         if let Some(open) = self.open.get_mut(&done.batch) {
+            if done.applied_us > 0
+                && let Some(lag) = self.clock.seconds_since(open.produced_at_ms, wall_us())
+            {
+                self.metrics.record_stage_lag("applied", lag);
+            }
             open.left = open.left.saturating_sub(finished);
             if open.left == 0
                 && let Some(open) = self.open.remove(&done.batch)
@@ -297,8 +312,10 @@ impl AgentSession {
         if let [only] = &mut shares[..] {
             only.reserve(declared);
         }
+        let mut produced_at_ms = 0;
         for (index, item) in items.enumerate() {
             let mut item = item?;
+            produced_at_ms = item.produced_at_ms;
             let cache = self
                 .caches
                 .get(item.cache as usize)
@@ -317,7 +334,21 @@ impl AgentSession {
             shares[of.first_server + of.ring.server_of(&item.key)].push((index as u32, item));
         }
         self.used += raw;
-        self.open.insert(frame.id, Open { left: frame.items, raw });
+        let received_us = wall_us().saturating_sub(at.elapsed().as_micros() as u64);
+        if frame.items > 0
+            && let Some(lag) = self.clock.seconds_since(produced_at_ms, received_us)
+        {
+            self.metrics.record_stage_lag("received", lag);
+        }
+        let left = frame.items;
+        self.open.insert(
+            frame.id,
+            Open {
+                left,
+                raw,
+                produced_at_ms,
+            },
+        );
         if frame.items == 0 {
             self.open.remove(&frame.id);
             self.used -= raw;
@@ -417,6 +448,7 @@ struct Answers {
     out: mpsc::Sender<Bytes>,
     tick: Arc<AtomicU64>,
     peer: String,
+    clock: Arc<PeerClock>,
 }
 
 /// Reads frames until the peer closes. Pings are answered here, so that a busy session still shows its life.
@@ -426,7 +458,7 @@ async fn read_frames(
     limits: Limits,
     idle: std::time::Duration,
     batches: Handoff<BatchReceived>,
-    Answers { out, tick, peer }: Answers,
+    Answers { out, tick, peer, clock }: Answers,
 ) -> Result<(), SessionError> {
     let mut decoder = Decoder::new(limits);
     let mut goodbye = false;
@@ -441,6 +473,7 @@ async fn read_frames(
                 }
                 Frame::Ping(ping) => {
                     let received_us = wall_us();
+                    ping.offset_us.into_iter().for_each(|offset| clock.set(offset));
                     let mut bytes = BytesMut::new();
                     let pong = Pong {
                         id: ping.id,

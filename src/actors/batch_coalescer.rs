@@ -18,6 +18,7 @@ use crate::handoff::{Carried, Handoff};
 use crate::outcome::Outcome;
 use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{FlowShared, HeldEvent, HeldItem, LaneClock, ORIGIN_OTHER, Reports, Seen};
+use crate::telemetry::BatchClosed;
 use crate::wire::{Codec, EncodedBatch, Expiry, ItemEncoder, ItemOp, ItemRef, TraceContext};
 
 /// Items from one reader, in look order. Travels by hand-off.
@@ -200,8 +201,12 @@ impl BatchCoalescer {
             _ => Codec::Raw,
         };
         let encoded = self.encoder.finish(codec);
-        let size = encoded.payload.len();
-        self.shared.metrics.record_batch(trigger.name(), shipped.len(), size);
+        self.shared.metrics.batch_closed(BatchClosed {
+            trigger: trigger.name(),
+            items: shipped.len(),
+            raw: encoded.raw_len as usize,
+            wire: encoded.payload.len(),
+        });
         self.outbox = Some(ShipBatch {
             encoded,
             encoded_at: now,

@@ -38,6 +38,8 @@ use crate::relay::{
     FlowShared, HeldEvent, HeldItem, ITEM_OVERHEAD, LaneClock, Next, Reports, Seen, Stage, WaitView, wall_ms,
 };
 
+use crate::telemetry::MemcachedInstruments;
+
 use super::batch_coalescer::TakeItems;
 use super::partition_consumer::merged;
 
@@ -157,6 +159,7 @@ pub struct CacheReader {
     mean: MeanSize,
     timer: Option<(Instant, SpawnHandle)>,
     published: usize,
+    calls: MemcachedInstruments,
     pulse: Arc<Pulse>,
 }
 
@@ -194,6 +197,10 @@ impl CacheReader {
             mean: MeanSize::new(max_value),
             timer: None,
             published: 0,
+            calls: {
+                let cache = &config.caches[parts.cache].name;
+                parts.shared.instruments.memcached(cache, &parts.address, "look")
+            },
             pulse: {
                 let place = format!("lane {}, server {}", parts.lane, parts.address);
                 parts.shared.view.pulses.register("cache_reader", place)
@@ -695,6 +702,7 @@ impl CacheReader {
     fn server_answered(&mut self) {
         let (now, took) = (Instant::now(), self.look_began.elapsed());
         let limit = self.parts.shared.config.memcached.slow_limit();
+        self.calls.call_answered(took);
         if took >= limit {
             self.server_failed(
                 now,
@@ -732,6 +740,7 @@ impl CacheReader {
 
     fn look_failed(&mut self, events: Vec<HeldEvent>, error: String) {
         let now = Instant::now();
+        self.calls.call_failed();
         self.server_failed(now, error);
         let why = self.waits_for_source();
         if why == Dirtied::LookAgain && self.source_away_since.take().is_some() {
@@ -947,6 +956,13 @@ impl CacheReader {
     }
 
     fn publish(&mut self) {
+        let (lane, number, now) = (self.parts.lane, self.parts.number, Instant::now());
+        let breaker = match self.stuck {
+            // Nothing is read from it until the call has come back.
+            true => BreakerState::Open { until: now },
+            false => self.breaker.state(now),
+        };
+        self.parts.shared.show_breaker(lane, number, breaker);
         if self.dirty.is_empty() && self.published == 0 {
             return;
         }

@@ -27,6 +27,7 @@ use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::wall_ms;
 use crate::sabotage;
 use crate::stamps::{SessionId, StampTable, Verdict};
+use crate::telemetry::MemcachedInstruments;
 use crate::wire::{Expiry, Item, ItemOp, Status};
 
 /// Items of one call to memcached: enough to make its round trip cheap, few enough to answer soon.
@@ -139,6 +140,7 @@ pub struct CacheWriter {
     call: Option<Call>,
     refusal_said: Option<Instant>,
     fence: Arc<Fence>,
+    calls: MemcachedInstruments,
     pulse: Arc<Pulse>,
 }
 
@@ -156,6 +158,10 @@ impl CacheWriter {
             call: None,
             refusal_said: None,
             fence,
+            calls: {
+                let cache = &shared.servers[server].cache;
+                shared.instruments.memcached(cache, &address, "write")
+            },
             pulse: shared.pulses.register("cache_writer", address),
             shared,
             tick,
@@ -221,7 +227,14 @@ impl CacheWriter {
             Link::Ready(_) | Link::Calling => ServerState::Answers,
             Link::None | Link::Connecting => ServerState::Connecting,
         };
-        self.shared.servers[self.server].set(state);
+        let server = &self.shared.servers[self.server];
+        let now = Instant::now();
+        server.breaker.show(match &self.call {
+            // Nothing is written to it until the call has come back.
+            Some(call) if call.stuck => BreakerState::Open { until: now },
+            _ => self.breaker.state(now),
+        });
+        server.set(state);
     }
 
     fn advance(&mut self, ctx: &mut Context<Self>) {
@@ -383,6 +396,10 @@ impl CacheWriter {
         match done {
             Ok((connection, results)) => {
                 self.link = Link::Ready(connection);
+                if !results.is_empty() {
+                    // Not the probes: they would be most of a server's calls that nothing is written to.
+                    self.calls.call_answered(now.saturating_duration_since(call.started));
+                }
                 if self.answered(now.saturating_duration_since(call.started), now) {
                     tracing::info!(server = self.address(), "memcached answers again");
                 }
@@ -410,6 +427,7 @@ impl CacheWriter {
             Err(error) => {
                 tracing::warn!(server = self.address(), %error, "memcached connection failed, keys without an answer are looked at again");
                 self.link = Link::None;
+                self.calls.call_failed();
                 self.fence.passes(self.server, None);
                 self.breaker.record_failure(now, rand::random());
                 for sent in call.sent.drain(..) {

@@ -172,6 +172,7 @@ impl FlowSupervisor {
             going_down: AtomicBool::new(false),
             incarnation: parts.view.begin_incarnation(),
         });
+        parts.view.set_shared(&shared);
         let limit = config.supervision.stalled_after;
         let pulse = (parts.view.pulses).register_thread("flow_supervisor", parts.view.name.clone(), limit);
         FlowSupervisor {

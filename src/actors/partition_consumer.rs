@@ -538,6 +538,7 @@ impl PartitionConsumer {
             accounts: self.tracker.accounts(),
             offset_lag: (position >= 0 && high >= floor.max(0)).then(|| (high - position).max(0)),
             paused: self.parts.queue.paused.load(Relaxed),
+            uncommitted_since_ms: self.parts.queue.uncommitted_since_ms(),
         };
         self.parts.shared.view.accounts.report(self.parts.id, report);
     }

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
 use crate::backoff::Backoff;
+use crate::clock_offset::{ClockOffset, PingTimes};
 use crate::dirty::Dirtied;
 use crate::failpoint;
 use crate::handoff::{Carried, Slot};
@@ -130,6 +131,7 @@ pub struct RemoteLink {
     outstanding: BTreeMap<u64, Outstanding>,
     next_batch: u64,
     next_ping: u64,
+    clock_offset: ClockOffset,
     view: LinkView,
     pulse: Arc<Pulse>,
 }
@@ -155,6 +157,7 @@ impl RemoteLink {
             outstanding: BTreeMap::new(),
             next_batch: 0,
             next_ping: 0,
+            clock_offset: ClockOffset::default(),
             view,
             pulse: parts
                 .shared
@@ -320,6 +323,7 @@ impl RemoteLink {
     fn begin(&mut self, stream: TlsStream<TcpStream>, buffered: BytesMut, ack: HelloAck, ctx: &mut Context<Self>) {
         let shared = &self.parts.shared;
         self.epoch += 1;
+        self.clock_offset = ClockOffset::default();
         let session = self.epoch;
         if session > 1 {
             shared
@@ -509,16 +513,20 @@ impl RemoteLink {
     fn ponged(&mut self, pong: &Pong) {
         self.backoff.reset();
         self.parts.clock.heard(pong.tick);
-        let now = wall_us();
-        let away = pong.answered_us.saturating_sub(pong.received_us);
-        let rtt = now.saturating_sub(pong.sent_us).saturating_sub(away);
-        // The usual estimate: the answer was made half a round trip ago.
-        let ahead = |there: u64, here: u64| i128::from(there) - i128::from(here);
-        let offset = (ahead(pong.received_us, pong.sent_us) + ahead(pong.answered_us, now)) / 2;
-        let offset = offset.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
-        self.view.rtt_us = Some(rtt);
-        self.view.clock_offset_us = Some(offset);
+        let times = PingTimes {
+            sent: pong.sent_us,
+            received: pong.received_us,
+            answered: pong.answered_us,
+            back: wall_us(),
+        };
+        let first = self.clock_offset.offset_us().is_none();
+        self.view.rtt_us = Some(times.rtt_us());
+        self.view.clock_offset_us = Some(self.clock_offset.ponged(times));
         self.parts.shared.set_link(self.parts.lane, self.view.clone());
+        if first {
+            // The peer can tell no lag before it knows.
+            self.ping();
+        }
     }
 
     fn keep_alive(&mut self, ctx: &mut Context<Self>) {
@@ -543,6 +551,7 @@ impl RemoteLink {
             &Frame::Ping(Ping {
                 id: self.next_ping,
                 sent_us: wall_us(),
+                offset_us: self.clock_offset.offset_us(),
             }),
             &mut frame,
         );

@@ -19,8 +19,8 @@ use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
 
 pub use status::{
-    AgentStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus, MassMisses, Outcomes, Readiness,
-    RetentionGap, ServerStatus, SessionStatus, Status, StatusSource, WaitingFor,
+    AgentStatus, BreakerStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus,
+    MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, Status, StatusSource, WaitingFor,
 };
 
 /// Why the admin interface cannot be offered. Retrying helps only once somebody has changed something.

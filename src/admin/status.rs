@@ -39,6 +39,18 @@ pub struct Status {
     pub restarts: BTreeMap<String, u64>,
     /// Bounded mailboxes by kind of actor.
     pub mailboxes: BTreeMap<String, MailboxStatus>,
+    /// The certificates that this region relies on.
+    pub certificates: Vec<CertificateStatus>,
+}
+
+/// A certificate, or several that are read from one file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CertificateStatus {
+    /// `own`, or `ca`.
+    pub name: String,
+    /// Seconds until it, or the first of them, expires; negative when it has.
+    pub expires_in_seconds: f64,
 }
 
 /// One flow.
@@ -62,12 +74,22 @@ pub struct FlowStatus {
     pub with_permit: u64,
     /// Waiting as dirty keys.
     pub dirty: u64,
+    /// Permits there are: the most events that may be in flight.
+    pub permits: u64,
+    /// Permits that nobody holds.
+    pub permits_free: u64,
     /// Bytes of values and keys in flight.
     pub in_flight_bytes: u64,
+    /// The most there may be.
+    pub in_flight_bytes_limit: u64,
     /// Events ended, by how; every name, zeros included.
     pub outcomes: Outcomes,
     /// Events in Kafka that are not finished; `null` until Kafka has said.
     pub offset_lag: Option<u64>,
+    /// Since when the oldest chunk that was taken and is not committed has been in Kafka; 0 when all is committed.
+    pub commit_age_seconds: f64,
+    /// How often partitions were assigned, since the process began.
+    pub rebalances: u64,
     /// The last lag at each stage, in seconds; a stage that nothing has passed is absent.
     pub lag_seconds: BTreeMap<String, f64>,
     /// Partitions whose fetching is paused.
@@ -82,6 +104,8 @@ pub struct FlowStatus {
     pub links: Vec<LinkStatus>,
     /// Sessions begun after the first one, all lanes together.
     pub reconnects: u64,
+    /// The circuit breakers of the own memcached servers that are read from.
+    pub breakers: Vec<BreakerStatus>,
     /// What dirty keys wait for.
     pub waiting_for: Vec<WaitingFor>,
     /// Keys that became dirty, by reason, since the process began.
@@ -94,6 +118,18 @@ pub struct FlowStatus {
     pub last_retention_gap: Option<RetentionGap>,
     /// Own memcached servers on which many keys that were set are missing; empty when all is well.
     pub mass_misses: Vec<MassMisses>,
+}
+
+/// The circuit breaker of a memcached server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BreakerStatus {
+    /// The cache that the server belongs to.
+    pub cache: String,
+    /// `host:port`.
+    pub server: String,
+    /// `closed`, `half_open` or `open`; of several lanes, the worst.
+    pub state: String,
 }
 
 /// A memcached server on which many keys that were set are missing.
@@ -210,8 +246,12 @@ pub struct SessionStatus {
 pub struct ServerStatus {
     /// `host:port`.
     pub address: String,
+    /// The cache that it belongs to.
+    pub cache: String,
     /// `connecting`, `answers` or `away`.
     pub state: String,
+    /// Its circuit breaker: `closed`, `half_open` or `open`.
+    pub breaker: String,
 }
 
 /// The bounded mailboxes of one kind of actor.
@@ -224,6 +264,12 @@ pub struct MailboxStatus {
     pub high_water: u64,
     /// What one holds.
     pub capacity: u64,
+    /// Senders that wait for room now.
+    pub senders_waiting: u64,
+    /// Messages that had to wait for room, since the process began.
+    pub waits: u64,
+    /// Microseconds that they waited.
+    pub waited_us: u64,
 }
 
 /// Events ended, by outcome: a map with every name when serialized.

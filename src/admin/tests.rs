@@ -1,11 +1,12 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use super::*;
 use crate::outcome::Outcome;
-use crate::telemetry::{TelemetryHandle, TelemetryOptions};
+use crate::telemetry::metrics::{METRICS, Metric};
+use crate::telemetry::{BatchClosed, Instruments, TelemetryHandle, TelemetryOptions};
 
 /// Long enough for anything that comes, short enough for a test that hangs.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -76,9 +77,20 @@ fn one_flow() -> Status {
             links: vec![LinkStatus {
                 state: "open".to_owned(),
                 rtt_ms: Some(70.5),
+                clock_offset_ms: Some(-250.0),
                 ..LinkStatus::default()
             }],
             reconnects: 1,
+            permits: 100,
+            permits_free: 65,
+            in_flight_bytes_limit: 4_096,
+            commit_age_seconds: 12.5,
+            rebalances: 2,
+            breakers: vec![BreakerStatus {
+                cache: "sessions".to_owned(),
+                server: "10.0.0.1:11211".to_owned(),
+                state: "open".to_owned(),
+            }],
             waiting_for: vec![WaitingFor {
                 server: "10.0.0.5:11211".to_owned(),
                 keys: 3,
@@ -112,6 +124,12 @@ fn one_flow() -> Status {
             }],
             applied: 7,
             items: [("applied".to_owned(), 7), ("look_again".to_owned(), 1)].into(),
+            servers: vec![ServerStatus {
+                cache: "sessions".to_owned(),
+                address: "10.0.0.1:11211".to_owned(),
+                state: "answers".to_owned(),
+                breaker: "closed".to_owned(),
+            }],
             ..AgentStatus::default()
         },
         late_outcomes: 1,
@@ -121,9 +139,16 @@ fn one_flow() -> Status {
                 depth: 1,
                 high_water: 3,
                 capacity: 4,
+                senders_waiting: 1,
+                waits: 9,
+                waited_us: 2_500_000,
             },
         )]
         .into(),
+        certificates: vec![CertificateStatus {
+            name: "own".to_owned(),
+            expires_in_seconds: -5.5,
+        }],
         ..Status::default()
     }
 }
@@ -244,51 +269,127 @@ fn a_status_of_another_version_is_read_as_far_as_it_is_known() {
     assert_eq!(status.agent, AgentStatus::default());
 }
 
+/// Everything that is recorded as it happens, once.
+fn record_everything(instruments: &Instruments) {
+    instruments.record_stage_lag("us-east-1->eu-west-1", "acked", 0.25);
+    instruments.flow("us-east-1->eu-west-1").batch_closed(BatchClosed {
+        trigger: "linger",
+        items: 10,
+        raw: 12_000,
+        wire: 4_000,
+    });
+    instruments.count_restart("remote_link");
+    instruments.count_look_again("us-east-1->eu-west-1", "session_lost");
+    let calls = instruments.memcached("sessions", "10.0.0.1:11211", "look");
+    calls.call_answered(Duration::from_millis(3));
+}
+
+/// Labels by metric, as a scrape has them.
+fn labels_of(text: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, rest) = line.split_at(line.find(['{', ' ']).unwrap());
+        let of_histogram = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
+        let name = of_histogram.filter(|base| text.contains(&format!("# TYPE {base} histogram")));
+        let its = labels
+            .entry(name.unwrap_or(&line[..line.find(['{', ' ']).unwrap()]).to_owned())
+            .or_default();
+        if let Some((inside, _)) = rest.strip_prefix('{').and_then(|rest| rest.rsplit_once('}')) {
+            let pairs = inside.split("\",").map(|pair| pair.split('=').next().unwrap());
+            its.extend(pairs.filter(|label| *label != "le").map(str::to_owned));
+        }
+    }
+    labels
+}
+
+#[test]
+fn series_have_the_labels_that_are_declared() {
+    let mut status = one_flow();
+    let unlike = served_labels(status.clone());
+    // Told apart by cache, where that is counted.
+    status.flows[0].consumed_by_cache = [("sessions".to_owned(), 48)].into();
+    let mut seen = served_labels(status);
+    for (name, labels) in unlike {
+        seen.entry(name).or_default().extend(labels);
+    }
+    for metric in METRICS {
+        let declared: BTreeSet<String> = metric.labels.iter().map(|label| (*label).to_owned()).collect();
+        assert_eq!(seen.get(metric.name), Some(&declared), "{}", metric.name);
+    }
+}
+
+fn served_labels(status: Status) -> BTreeMap<String, BTreeSet<String>> {
+    let served = serve_source(Source::with(status, Vec::new()));
+    record_everything(&served.telemetry.instruments());
+    labels_of(&served.get("/metrics").1)
+}
+
+#[test]
+fn docs_metrics_md_lists_every_metric_and_no_other() {
+    let row = |metric: &&Metric| {
+        let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (kind, labels) = (metric.kind.name(), labels.join(", "));
+        format!(
+            "| `{}` | {kind} | `{}` | {labels} | {} |",
+            metric.name, metric.unit, metric.tells
+        )
+    };
+    let declared: Vec<String> = METRICS.iter().map(row).collect();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap_or_default();
+    let listed: Vec<&str> = page.lines().filter(|line| line.starts_with("| `evrepl_")).collect();
+    let missing: Vec<&String> = declared.iter().filter(|row| !listed.contains(&row.as_str())).collect();
+    let unknown: Vec<&&str> = listed
+        .iter()
+        .filter(|row| declared.iter().all(|known| known != **row))
+        .collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "docs/metrics.md lacks the rows\n{missing:#?}\nand has these, which nothing declares:\n{unknown:#?}"
+    );
+    assert_eq!(listed.len(), declared.len(), "a row stands there twice");
+}
+
 #[test]
 fn metrics_have_exactly_their_names() {
     let served = serve_source(Source::with(one_flow(), Vec::new()));
     let instruments = served.telemetry.instruments();
-    instruments.record_stage_lag("us-east-1->eu-west-1", "acked", 0.25);
-    instruments.record_batch("us-east-1->eu-west-1", "linger", 10, 4_000);
-    instruments.count_restart("remote_link");
-    instruments.count_look_again("us-east-1->eu-west-1", "session_lost");
-
+    record_everything(&instruments);
     let (code, text) = served.get("/metrics");
     assert_eq!(code, 200);
-    let kinds: BTreeSet<(&str, &str)> = text
+    let exposed: BTreeSet<(&str, &str)> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
         .collect();
-    let expected = [
-        ("evrepl_agent_items_total", "counter"),
-        ("evrepl_agent_sessions", "gauge"),
-        ("evrepl_batch_bytes", "histogram"),
-        ("evrepl_batch_items", "histogram"),
-        ("evrepl_batches_total", "counter"),
-        ("evrepl_dirty_keys", "gauge"),
-        ("evrepl_events_consumed_total", "counter"),
-        ("evrepl_events_in_flight", "gauge"),
-        ("evrepl_events_total", "counter"),
-        ("evrepl_in_flight_bytes", "gauge"),
-        ("evrepl_late_outcomes_total", "counter"),
-        ("evrepl_link_reconnects_total", "counter"),
-        ("evrepl_link_state", "gauge"),
-        ("evrepl_looks_again_total", "counter"),
-        ("evrepl_mailbox_capacity", "gauge"),
-        ("evrepl_mailbox_depth", "gauge"),
-        ("evrepl_mailbox_high_water", "gauge"),
-        ("evrepl_mass_misses", "gauge"),
-        ("evrepl_offset_lag", "gauge"),
-        ("evrepl_restarts_total", "counter"),
-        ("evrepl_retention_gap_events_total", "counter"),
-        ("evrepl_stage_lag_seconds", "histogram"),
-    ];
-    assert_eq!(kinds, BTreeSet::from(expected));
+    // Both ways: what is declared is exposed, and nothing else is.
+    let declared = METRICS.iter().map(|metric| (metric.name, metric.kind.name()));
+    assert_eq!(exposed, declared.collect());
 
     let flow = r#"flow="us-east-1->eu-west-1""#;
     for line in [
         "evrepl_agent_items_total{status=\"look_again\"} 1".to_owned(),
         "evrepl_agent_sessions 1".to_owned(),
+        format!("evrepl_breaker_state{{cache=\"sessions\",{flow},server=\"10.0.0.1:11211\",side=\"relay\"}} 2"),
+        "evrepl_breaker_state{cache=\"sessions\",server=\"10.0.0.1:11211\",side=\"agent\"} 0".to_owned(),
+        format!("evrepl_batches_total{{{flow},trigger=\"bytes\"}} 0"),
+        format!("evrepl_batch_compression_ratio_sum{{{flow}}} 3"),
+        format!("evrepl_raw_bytes_total{{{flow}}} 12000"),
+        format!("evrepl_wire_bytes_total{{{flow}}} 4000"),
+        "evrepl_certificate_expires_seconds{certificate=\"own\"} -5.5".to_owned(),
+        format!("evrepl_commit_age_seconds{{{flow}}} 12.5"),
+        format!("evrepl_dirty_keys{{{flow},server=\"eu-west-1\"}} 0"),
+        "evrepl_info{region=\"us-east-1\",version=\"0.1.0\"} 1".to_owned(),
+        format!("evrepl_kafka_rebalances_total{{{flow}}} 2"),
+        format!("evrepl_kafka_trouble_seconds{{{flow}}} 0"),
+        format!("evrepl_link_rtt_seconds{{{flow}}} 0.0705"),
+        format!("evrepl_link_clock_offset_seconds{{{flow}}} -0.25"),
+        format!("evrepl_looks_again_total{{{flow},reason=\"later\"}} 0"),
+        "evrepl_mailbox_wait_seconds_total{actor=\"cache_reader\"} 2.5".to_owned(),
+        "evrepl_memcached_failures_total{cache=\"sessions\",call=\"look\",server=\"10.0.0.1:11211\"} 0".to_owned(),
+        "evrepl_memcached_call_seconds_count{cache=\"sessions\",call=\"look\",server=\"10.0.0.1:11211\"} 1".to_owned(),
+        format!("evrepl_permits_free{{{flow}}} 65"),
+        "evrepl_restarts_total{actor=\"cache_writer\"} 0".to_owned(),
         format!("evrepl_retention_gap_events_total{{{flow}}} 300"),
         format!("evrepl_mass_misses{{cache=\"sessions\",{flow},server=\"10.0.0.1:11211\"}} 1"),
         format!("evrepl_batch_items_bucket{{{flow},le=\"8\"}} 0"),
@@ -356,10 +457,11 @@ fn all_numbers_of_a_scrape_are_of_one_moment() {
 fn what_is_over_is_no_longer_reported() {
     let source = Source::with(one_flow(), Vec::new());
     let served = serve_source(source.clone());
-    assert_eq!(served.samples("evrepl_dirty_keys").len(), 1);
+    let waits = |samples: Vec<String>| samples.iter().filter(|line| !line.ends_with(" 0")).count();
+    assert_eq!(waits(served.samples("evrepl_dirty_keys")), 1);
     source.status.lock().unwrap().flows[0].waiting_for.clear();
     source.status.lock().unwrap().flows[0].offset_lag = None;
-    assert_eq!(served.samples("evrepl_dirty_keys"), Vec::<String>::new());
+    assert_eq!(waits(served.samples("evrepl_dirty_keys")), 0);
     assert_eq!(served.samples("evrepl_offset_lag"), Vec::<String>::new());
 }
 

@@ -371,6 +371,8 @@ mod tests {
                 ]
                 .into(),
                 servers: vec![ServerStatus {
+                    cache: "sessions".to_owned(),
+                    breaker: "closed".to_owned(),
                     address: "10.0.0.1:11211".to_owned(),
                     state: "answers".to_owned(),
                 }],

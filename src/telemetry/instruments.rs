@@ -1,33 +1,21 @@
-//! Every instrument, with name, unit and description; nobody else creates one (DESIGN section 10).
+//! The facts that actors tell, and the instruments behind them; what each metric is stands in [`super::metrics`].
 //!
-//! There are two kinds. What happens per chunk or batch is recorded here as it happens. What is counted elsewhere anyway,
-//! the accounts above all, is only *read*: at a collection, out of one [`Status`] for all instruments, so that the sums
-//! hold inside every scrape. Nothing here is to be called once an event, but for [`FlowInstruments::count_look_again`],
-//! which is one atomic addition.
+//! Nothing here is to be called once an event, but for [`FlowInstruments::count_look_again`], which is one atomic addition.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
-use opentelemetry::metrics::{AsyncInstrument, Counter, Histogram, Meter};
-use opentelemetry::{KeyValue, Value};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter};
 
+use super::metrics::{
+    self, BATCH_BYTES, BATCH_ITEMS, COMPRESSION_RATIO, MEMCACHED_CALLS, MEMCACHED_FAILURES, STAGE_LAG,
+};
 use super::tap::Taps;
-use crate::admin::{FlowStatus, Status, StatusSource};
-
-/// Seconds. From a fast local hop to an hour behind; DESIGN's figures (400 ms typical, p99 under 1 s) in the middle.
-const LAG_BOUNDS: [f64; 18] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0,
-];
-
-/// Items; the default limit of a batch is 1024.
-const ITEM_BOUNDS: [f64; 12] = [
-    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
-];
-
-/// Bytes on the wire; the default limit of a batch is 256 KiB, a single value may be 1 MiB.
-const BYTE_BOUNDS: [f64; 8] = [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0];
+use crate::admin::{Status, StatusSource};
 
 /// Different names that one [`Tally`] tells apart: there are nine kinds of actor and four reasons to look again.
 const NAMES: usize = 16;
@@ -36,52 +24,32 @@ const NAMES: usize = 16;
 pub struct Instruments {
     source: OnceLock<Arc<dyn StatusSource>>,
     stage_lag: Histogram<f64>,
-    batches: Counter<u64>,
-    batch_items: Histogram<u64>,
-    batch_bytes: Histogram<u64>,
+    batch_items: Histogram<f64>,
+    batch_bytes: Histogram<f64>,
+    compression_ratio: Histogram<f64>,
+    memcached_calls: Histogram<f64>,
+    memcached_failures: Counter<u64>,
     restarts: Tally,
     flows: RwLock<HashMap<String, Arc<FlowInstruments>>>,
     taps: Arc<Taps>,
 }
 
 impl Instruments {
-    /// Creates every instrument on `meter`. What is read from a source says nothing until there is one.
+    /// Creates every instrument on `meter`. What is read from a source is empty until there is one.
     pub fn new(meter: &Meter) -> Arc<Instruments> {
         let instruments = Arc::new(Instruments {
             source: OnceLock::new(),
-            stage_lag: meter
-                .f64_histogram("evrepl_stage_lag_seconds")
-                .with_unit("s")
-                .with_description("Now minus produced-at of the newest event of a chunk or batch, at a stage")
-                .with_boundaries(LAG_BOUNDS.to_vec())
-                .build(),
-            batches: meter
-                .u64_counter("evrepl_batches_total")
-                .with_unit("{batch}")
-                .with_description("Batches that left, by what made them leave")
-                .build(),
-            batch_items: meter
-                .u64_histogram("evrepl_batch_items")
-                .with_unit("{item}")
-                .with_description("Items in a batch")
-                .with_boundaries(ITEM_BOUNDS.to_vec())
-                .build(),
-            batch_bytes: meter
-                .u64_histogram("evrepl_batch_bytes")
-                .with_unit("By")
-                .with_description("Bytes of a batch on the wire, after compression")
-                .with_boundaries(BYTE_BOUNDS.to_vec())
-                .build(),
+            stage_lag: STAGE_LAG.histogram(meter),
+            batch_items: BATCH_ITEMS.histogram(meter),
+            batch_bytes: BATCH_BYTES.histogram(meter),
+            compression_ratio: COMPRESSION_RATIO.histogram(meter),
+            memcached_calls: MEMCACHED_CALLS.histogram(meter),
+            memcached_failures: MEMCACHED_FAILURES.counter(meter),
             restarts: Tally::default(),
             flows: RwLock::default(),
             taps: Arc::default(),
         });
-        Observers {
-            meter,
-            instruments: Arc::downgrade(&instruments),
-            count: 0,
-        }
-        .create();
+        metrics::observe(meter, &Arc::downgrade(&instruments));
         instruments
     }
 
@@ -114,9 +82,12 @@ impl Instruments {
             Arc::new(FlowInstruments {
                 label: KeyValue::new("flow", Arc::<str>::from(name)),
                 stage_lag: self.stage_lag.clone(),
-                batches: self.batches.clone(),
                 batch_items: self.batch_items.clone(),
                 batch_bytes: self.batch_bytes.clone(),
+                compression_ratio: self.compression_ratio.clone(),
+                batches: Tally::default(),
+                raw_bytes: AtomicU64::new(0),
+                wire_bytes: AtomicU64::new(0),
                 looks_again: Tally::default(),
             })
         });
@@ -128,9 +99,20 @@ impl Instruments {
         self.flow(flow).record_stage_lag(stage, seconds);
     }
 
-    /// [`FlowInstruments::record_batch`] of the flow with this name.
-    pub fn record_batch(&self, flow: &str, trigger: &'static str, items: usize, bytes: usize) {
-        self.flow(flow).record_batch(trigger, items, bytes);
+    /// The instruments of the calls to one memcached server, to be kept by whoever makes them; `call` is `look` or `write`.
+    pub fn memcached(&self, cache: &str, server: &str, call: &'static str) -> MemcachedInstruments {
+        let labels = [
+            KeyValue::new("call", call),
+            KeyValue::new("cache", Arc::<str>::from(cache)),
+            KeyValue::new("server", Arc::<str>::from(server)),
+        ];
+        // A failure that is the first must not be the series' beginning: no alert would see it rise.
+        self.memcached_failures.add(0, &labels);
+        MemcachedInstruments {
+            labels,
+            calls: self.memcached_calls.clone(),
+            failures: self.memcached_failures.clone(),
+        }
     }
 
     /// [`FlowInstruments::count_look_again`] of the flow with this name.
@@ -151,24 +133,31 @@ impl Instruments {
             .collect()
     }
 
+    pub(super) fn restarted(&self) -> &Tally {
+        &self.restarts
+    }
+
     /// The snapshot that the observer with this number reads. Observers of one collection run one after the other on one
-    /// thread, each once: one that has read this thread's snapshot already begins the next collection.
-    fn snapshot(self: &Arc<Self>, observer: usize) -> Option<Arc<Status>> {
+    /// thread, each once: one that has read this thread's snapshot already begins the next collection. Without a source it
+    /// is empty.
+    pub(super) fn snapshot(self: &Arc<Self>, observer: usize) -> Arc<Status> {
         thread_local! {
             static TAKEN: RefCell<Option<Taken>> = const { RefCell::new(None) };
         }
         struct Taken {
             of: Weak<Instruments>,
-            readers: u64,
+            readers: u128,
             status: Arc<Status>,
         }
 
-        let source = self.source.get()?;
+        let Some(source) = self.source.get() else {
+            return Arc::default();
+        };
         let bit = 1 << observer;
         TAKEN.with_borrow_mut(|taken| match taken {
             Some(taken) if taken.readers & bit == 0 && taken.of.as_ptr() == Arc::as_ptr(self) => {
                 taken.readers |= bit;
-                Some(taken.status.clone())
+                taken.status.clone()
             }
             _ => {
                 let status = Arc::new(source.status());
@@ -177,19 +166,35 @@ impl Instruments {
                     readers: bit,
                     status: status.clone(),
                 });
-                Some(status)
+                status
             }
         })
     }
+}
+
+/// A batch that was closed, to be told of.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchClosed {
+    /// What made it leave.
+    pub trigger: &'static str,
+    /// How many items it has.
+    pub items: usize,
+    /// Its bytes before compression.
+    pub raw: usize,
+    /// Its bytes on the wire.
+    pub wire: usize,
 }
 
 /// The instruments of one flow.
 pub struct FlowInstruments {
     label: KeyValue,
     stage_lag: Histogram<f64>,
-    batches: Counter<u64>,
-    batch_items: Histogram<u64>,
-    batch_bytes: Histogram<u64>,
+    batch_items: Histogram<f64>,
+    batch_bytes: Histogram<f64>,
+    compression_ratio: Histogram<f64>,
+    batches: Tally,
+    raw_bytes: AtomicU64,
+    wire_bytes: AtomicU64,
     looks_again: Tally,
 }
 
@@ -200,13 +205,32 @@ impl FlowInstruments {
             .record(seconds, &[self.label.clone(), KeyValue::new("stage", stage)]);
     }
 
-    /// A batch left: on what trigger, with how many items, and how many bytes on the wire.
-    pub fn record_batch(&self, trigger: &'static str, items: usize, bytes: usize) {
-        self.batches
-            .add(1, &[self.label.clone(), KeyValue::new("trigger", trigger)]);
+    /// A batch was closed and leaves.
+    pub fn batch_closed(&self, batch: BatchClosed) {
+        self.batches.count(batch.trigger);
+        self.raw_bytes.fetch_add(batch.raw as u64, Relaxed);
+        self.wire_bytes.fetch_add(batch.wire as u64, Relaxed);
         let flow = std::slice::from_ref(&self.label);
-        self.batch_items.record(items as u64, flow);
-        self.batch_bytes.record(bytes as u64, flow);
+        self.batch_items.record(batch.items as f64, flow);
+        self.batch_bytes.record(batch.wire as f64, flow);
+        self.compression_ratio
+            .record(batch.raw as f64 / batch.wire.max(1) as f64, flow);
+    }
+
+    pub(super) fn batches(&self) -> &Tally {
+        &self.batches
+    }
+
+    pub(super) fn raw_bytes(&self) -> u64 {
+        self.raw_bytes.load(Relaxed)
+    }
+
+    pub(super) fn wire_bytes(&self) -> u64 {
+        self.wire_bytes.load(Relaxed)
+    }
+
+    pub(super) fn looked_again(&self) -> &Tally {
+        &self.looks_again
     }
 
     /// A key became dirty, for this reason. One atomic addition: it happens per event when a session is lost.
@@ -223,9 +247,28 @@ impl FlowInstruments {
     }
 }
 
+/// The instruments of the calls to one memcached server.
+pub struct MemcachedInstruments {
+    labels: [KeyValue; 3],
+    calls: Histogram<f64>,
+    failures: Counter<u64>,
+}
+
+impl MemcachedInstruments {
+    /// A call was answered, after this time.
+    pub fn call_answered(&self, took: Duration) {
+        self.calls.record(took.as_secs_f64(), &self.labels);
+    }
+
+    /// A call failed, or got no answer in time.
+    pub fn call_failed(&self) {
+        self.failures.add(1, &self.labels);
+    }
+}
+
 /// Counts by name without a lock or an allocation, for the few names that the code itself knows.
 #[derive(Default)]
-struct Tally([(OnceLock<&'static str>, AtomicU64); NAMES]);
+pub(super) struct Tally([(OnceLock<&'static str>, AtomicU64); NAMES]);
 
 impl Tally {
     fn count(&self, name: &'static str) {
@@ -245,284 +288,11 @@ impl Tally {
             .iter()
             .filter_map(|(name, count)| Some((*name.get()?, count.load(Relaxed))))
     }
-}
 
-/// Creates the instruments that read.
-struct Observers<'a> {
-    meter: &'a Meter,
-    /// The meter keeps the observers for ever; they must not keep the instruments.
-    instruments: Weak<Instruments>,
-    count: usize,
-}
-
-type Report<'a> = &'a mut dyn FnMut(u64, &[KeyValue]);
-
-impl Observers<'_> {
-    fn create(mut self) {
-        self.counter(
-            "evrepl_events_consumed_total",
-            "{event}",
-            "Events taken from Kafka",
-            |status, say| {
-                for (flow, label) in flows(status) {
-                    if flow.consumed_by_cache.is_empty() {
-                        say(flow.consumed, &[label]);
-                        continue;
-                    }
-                    for (cache, consumed) in &flow.consumed_by_cache {
-                        say(*consumed, &[label.clone(), text("cache", cache)]);
-                    }
-                }
-            },
-        );
-        self.counter(
-            "evrepl_events_total",
-            "{event}",
-            "Events ended, by outcome",
-            |status, say| {
-                for (flow, label) in flows(status) {
-                    for (outcome, count) in flow.outcomes.iter() {
-                        say(count, &[label.clone(), KeyValue::new("outcome", outcome.name())]);
-                    }
-                }
-            },
-        );
-        self.gauge(
-            "evrepl_events_in_flight",
-            "{event}",
-            "Events consumed and not ended",
-            |status, say| {
-                for (flow, label) in flows(status) {
-                    let holds = [
-                        ("waiting", flow.waiting),
-                        ("with_permit", flow.with_permit),
-                        ("dirty", flow.dirty),
-                    ];
-                    for (hold, count) in holds {
-                        say(count, &[label.clone(), KeyValue::new("hold", hold)]);
-                    }
-                }
-            },
-        );
-        self.gauge(
-            "evrepl_in_flight_bytes",
-            "By",
-            "Bytes of keys and values in flight",
-            |status, say| {
-                flows(status).for_each(|(flow, label)| say(flow.in_flight_bytes, &[label]));
-            },
-        );
-        self.gauge(
-            "evrepl_offset_lag",
-            "{event}",
-            "Events in Kafka that are not finished",
-            |status, say| {
-                for (flow, label) in flows(status) {
-                    flow.offset_lag
-                        .iter()
-                        .for_each(|lag| say(*lag, std::slice::from_ref(&label)));
-                }
-            },
-        );
-        let states = "State of the flow's least advanced link: 0 waiting, 1 dialling, 2 greeting, 3 open, 4 draining";
-        self.gauge("evrepl_link_state", "1", states, |status, say| {
-            for (flow, label) in flows(status) {
-                let state = flow.links.iter().map(|link| link_state(&link.state)).min();
-                say(state.unwrap_or(0), &[label]);
-            }
-        });
-        self.counter(
-            "evrepl_link_reconnects_total",
-            "{session}",
-            "Sessions after the first",
-            |status, say| {
-                flows(status).for_each(|(flow, label)| say(flow.reconnects, &[label]));
-            },
-        );
-        self.gauge(
-            "evrepl_dirty_keys",
-            "{key}",
-            "Dirty keys, by the server they wait for",
-            |status, say| {
-                for (flow, label) in flows(status) {
-                    for wait in &flow.waiting_for {
-                        say(wait.keys, &[label.clone(), text("server", &wait.server)]);
-                    }
-                }
-            },
-        );
-        self.gauge(
-            "evrepl_mass_misses",
-            "1",
-            "1 for a memcached server on which many keys that were set are missing: wrong hash or ring_name, evictions, or \
-             restarted after the events",
-            |status, say| {
-                for (flow, label) in flows(status) {
-                    for one in &flow.mass_misses {
-                        say(1, &[label.clone(), text("cache", &one.cache), text("server", &one.server)]);
-                    }
-                }
-            },
-        );
-        self.counter(
-            "evrepl_retention_gap_events_total",
-            "{event}",
-            "Events that Kafka had removed before they were taken, at most",
-            |status, say| {
-                flows(status).for_each(|(flow, label)| say(flow.retention_gap_events, &[label]));
-            },
-        );
-        self.gauge(
-            "evrepl_mailbox_depth",
-            "{message}",
-            "Messages in bounded mailboxes",
-            |status, say| {
-                status
-                    .mailboxes
-                    .iter()
-                    .for_each(|(actor, mailbox)| say(mailbox.depth, &[text("actor", actor)]));
-            },
-        );
-        self.gauge(
-            "evrepl_mailbox_high_water",
-            "{message}",
-            "Most messages in a mailbox so far",
-            |status, say| {
-                status
-                    .mailboxes
-                    .iter()
-                    .for_each(|(actor, mailbox)| say(mailbox.high_water, &[text("actor", actor)]));
-            },
-        );
-        self.gauge(
-            "evrepl_mailbox_capacity",
-            "{message}",
-            "Messages that a mailbox holds",
-            |status, say| {
-                status
-                    .mailboxes
-                    .iter()
-                    .for_each(|(actor, mailbox)| say(mailbox.capacity, &[text("actor", actor)]));
-            },
-        );
-        self.counter(
-            "evrepl_agent_items_total",
-            "{item}",
-            "Items answered by the agent",
-            |status, say| {
-                status
-                    .agent
-                    .items
-                    .iter()
-                    .for_each(|(name, count)| say(*count, &[text("status", name)]));
-            },
-        );
-        self.gauge(
-            "evrepl_agent_sessions",
-            "{session}",
-            "Inbound sessions",
-            |status, say| {
-                say(status.agent.sessions.len() as u64, &[]);
-            },
-        );
-        let late = "Outcomes that came after their partition was given back";
-        self.counter("evrepl_late_outcomes_total", "{event}", late, |status, say| {
-            say(status.late_outcomes, &[])
-        });
-        self.create_tallies();
-    }
-
-    /// The two that are counted in this file.
-    fn create_tallies(&self) {
-        let held = self.instruments.clone();
-        self.meter
-            .u64_observable_counter("evrepl_restarts_total")
-            .with_unit("{restart}")
-            .with_description("Restarts, by kind of actor")
-            .with_callback(move |observer| {
-                let Some(instruments) = held.upgrade() else { return };
-                for (actor, count) in instruments.restarts.counts() {
-                    observer.observe(count, &[KeyValue::new("actor", actor)]);
-                }
-            })
-            .build();
-        let held = self.instruments.clone();
-        self.meter
-            .u64_observable_counter("evrepl_looks_again_total")
-            .with_unit("{key}")
-            .with_description("Keys that became dirty, by reason")
-            .with_callback(move |observer| {
-                let Some(instruments) = held.upgrade() else { return };
-                for flow in instruments
-                    .flows
-                    .read()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .values()
-                {
-                    for (reason, count) in flow.looks_again.counts() {
-                        observer.observe(count, &[flow.label.clone(), KeyValue::new("reason", reason)]);
-                    }
-                }
-            })
-            .build();
-    }
-
-    fn counter(&mut self, name: &'static str, unit: &'static str, description: &'static str, read: Read) {
-        let observe = self.reader(read);
-        let counter = self
-            .meter
-            .u64_observable_counter(name)
-            .with_unit(unit)
-            .with_description(description);
-        counter.with_callback(move |observer| observe(observer)).build();
-    }
-
-    fn gauge(&mut self, name: &'static str, unit: &'static str, description: &'static str, read: Read) {
-        let observe = self.reader(read);
-        let gauge = self
-            .meter
-            .u64_observable_gauge(name)
-            .with_unit(unit)
-            .with_description(description);
-        gauge.with_callback(move |observer| observe(observer)).build();
-    }
-
-    fn reader(&mut self, read: Read) -> impl Fn(&dyn AsyncInstrument<u64>) + Send + Sync + 'static {
-        let number = self.count;
-        self.count += 1;
-        let instruments = self.instruments.clone();
-        move |observer| {
-            let Some(status) = instruments
-                .upgrade()
-                .and_then(|instruments| instruments.snapshot(number))
-            else {
-                return;
-            };
-            read(&status, &mut |value, labels| observer.observe(value, labels));
-        }
-    }
-}
-
-/// Reads one instrument's values out of a snapshot.
-type Read = fn(&Status, Report<'_>);
-
-fn flows(status: &Status) -> impl Iterator<Item = (&FlowStatus, KeyValue)> {
-    status
-        .flows
-        .iter()
-        .map(|flow| (flow, KeyValue::new("flow", format!("{}->{}", status.region, flow.peer))))
-}
-
-fn text(name: &'static str, value: &str) -> KeyValue {
-    KeyValue::new(name, Value::from(value.to_owned()))
-}
-
-fn link_state(name: &str) -> u64 {
-    match name {
-        "dialling" => 1,
-        "greeting" => 2,
-        "open" => 3,
-        "draining" => 4,
-        _ => 0,
+    /// The same, and zero for each of `names` that was never counted.
+    pub(super) fn with_zeros(&self, names: &'static [&'static str]) -> impl Iterator<Item = (&'static str, u64)> {
+        let never = |name: &&&'static str| self.counts().all(|(counted, _)| counted != **name);
+        let zeros = names.iter().filter(never).map(|name| (*name, 0));
+        self.counts().chain(zeros)
     }
 }

@@ -4,6 +4,7 @@
 //! (DESIGN section 8). So telemetry and the admin interface have a multi-thread runtime of their own, with one worker.
 
 mod instruments;
+pub mod metrics;
 pub mod tap;
 
 use std::env;
@@ -31,7 +32,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use crate::admin::{self, AdminError, StatusSource};
 use crate::config::LogFormat;
 
-pub use instruments::{FlowInstruments, Instruments};
+pub use instruments::{BatchClosed, FlowInstruments, Instruments, MemcachedInstruments};
 pub use tap::{PassedEvent, Taps};
 
 /// What is logged, in `tracing-subscriber`'s filter language: `info`, `evrepl=debug,rdkafka=warn`.

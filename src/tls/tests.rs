@@ -143,7 +143,7 @@ async fn a_certificate_of_another_authority_is_refused_by_both_ends() {
     let mut config = ClientConfig::builder_with_provider(client.crypto_provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
-        .with_root_certificates(read_roots(&ours.dir.path().join("ca.pem")).unwrap())
+        .with_root_certificates(read_roots(&ours.dir.path().join("ca.pem")).unwrap().0)
         .with_client_cert_resolver(theirs.good(CALLER).client.client_auth_cert_resolver.clone());
     config.alpn_protocols = vec![ALPN.to_vec()];
     let caller = TlsMaterial {
@@ -191,7 +191,7 @@ async fn a_caller_without_a_certificate_is_refused() {
     let mut config = ClientConfig::builder_with_provider(good.client.crypto_provider().clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
-        .with_root_certificates(read_roots(&pki.dir.path().join("ca.pem")).unwrap())
+        .with_root_certificates(read_roots(&pki.dir.path().join("ca.pem")).unwrap().0)
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     let caller = TlsMaterial {

@@ -123,6 +123,10 @@ pub struct Ping {
     pub id: u64,
     /// The relay's wall clock, in microseconds since the Unix epoch; repeated by the Pong.
     pub sent_us: u64,
+    /// The agent's wall clock minus the relay's, in microseconds, as the pings before this one measured it; absent before the
+    /// first answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset_us: Option<i64>,
 }
 
 /// The answer to a [`Ping`]: with the time it arrives, it gives round-trip time and clock offset.

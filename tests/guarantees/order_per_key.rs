@@ -104,7 +104,11 @@ impl FakeRelay {
 
     /// Asks for the tick of now, as a relay does each second.
     fn hear(&mut self) -> u64 {
-        self.send(&Frame::Ping(Ping { id: 1, sent_us: 0 }));
+        self.send(&Frame::Ping(Ping {
+            id: 1,
+            sent_us: 0,
+            offset_us: None,
+        }));
         let Frame::Pong(pong) = self.receive() else {
             panic!("an agent answers a ping with a pong");
         };

@@ -335,7 +335,11 @@ fn callers_that_speak_nonsense_or_fall_silent_are_refused_and_harm_nobody() {
         assert!(line.contains(word), "{name}: {line}");
     }
     // Through TLS with a peer's certificate, and then no greeting.
-    let ping = frame(&Frame::Ping(Ping { id: 1, sent_us: 1 }));
+    let ping = frame(&Frame::Ping(Ping {
+        id: 1,
+        sent_us: 1,
+        offset_us: None,
+    }));
     let no_version = frame(&Frame::Hello(Hello {
         min_version: 7,
         max_version: 9,

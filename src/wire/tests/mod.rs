@@ -221,7 +221,8 @@ fn any_control() -> impl Strategy<Value = Frame> {
             })
         },
     );
-    let ping = any::<[u64; 2]>().prop_map(|[id, sent_us]| Frame::Ping(Ping { id, sent_us }));
+    let ping = (any::<[u64; 2]>(), any::<Option<i64>>())
+        .prop_map(|([id, sent_us], offset_us)| Frame::Ping(Ping { id, sent_us, offset_us }));
     let pong = any::<[u64; 5]>().prop_map(|[id, sent_us, received_us, answered_us, tick]| {
         Frame::Pong(Pong {
             id,

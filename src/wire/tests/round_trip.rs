@@ -78,7 +78,11 @@ fn a_batch_is_decoded_without_copying() {
 
 #[test]
 fn an_unknown_kind_is_skipped_unless_it_is_critical() {
-    let ping = Frame::Ping(Ping { id: 1, sent_us: 2 });
+    let ping = Frame::Ping(Ping {
+        id: 1,
+        sent_us: 2,
+        offset_us: None,
+    });
     let mut stream = raw_frame(99, 0b10, b"from the future");
     stream.extend_from_slice(&raw_frame(0, 0, b""));
     encode(&ping, &mut stream);

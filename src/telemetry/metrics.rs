@@ -1,0 +1,626 @@
+//! Every metric, with name, type, unit, labels and what it tells; nobody else declares one (DESIGN section 10).
+//! `docs/metrics.md` lists the same, and a test compares the two.
+//!
+//! There are two kinds. What happens per chunk, batch or call is recorded as it happens, in [`super::instruments`]. What is
+//! counted elsewhere anyway, the accounts above all, is only *read*, at a collection, out of one [`Status`] for all metrics,
+//! so that the sums hold inside every scrape. Whatever can be zero says zero from the start: an alert on a series that does
+//! not exist yet never fires.
+
+use opentelemetry::metrics::{AsyncInstrument, Counter, Histogram, Meter};
+use opentelemetry::{KeyValue, Value};
+use std::sync::{Arc, Weak};
+
+use super::instruments::{FlowInstruments, Instruments};
+use crate::admin::{FlowStatus, MailboxStatus, Status};
+
+/// What a metric does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It only rises, until the process ends.
+    Counter,
+    /// It is what it is now.
+    Gauge,
+    /// Buckets, a sum and a count, which only rise.
+    Histogram,
+}
+
+impl Kind {
+    /// As Prometheus calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric.
+pub struct Metric {
+    /// Its public name, which nothing is appended to.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Its unit, by UCUM: `s`, `By`, `{event}`, `1`.
+    pub unit: &'static str,
+    /// Its labels, not all of which every series has.
+    pub labels: &'static [&'static str],
+    /// What it tells, in a sentence.
+    pub tells: &'static str,
+    from: From,
+}
+
+/// Where its numbers come from.
+enum From {
+    /// Whoever sees it happen; a histogram has these bounds.
+    Recorded(&'static [f64]),
+    /// What is counted.
+    Counted(fn(&Seen, Say<u64>)),
+    /// What is measured.
+    Measured(fn(&Seen, Say<f64>)),
+}
+
+type Say<'a, T> = &'a mut dyn FnMut(T, &[KeyValue]);
+
+/// What is read at a collection.
+pub(super) struct Seen<'a> {
+    status: &'a Status,
+    instruments: &'a Instruments,
+}
+
+/// Seconds. From a fast local hop to an hour behind; DESIGN's figures (400 ms typical, p99 under 1 s) in the middle.
+const LAG_BOUNDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0,
+];
+
+/// Seconds of one call to a memcached on the same machine or network, up to its timeouts.
+const CALL_BOUNDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+
+/// Items; the default limit of a batch is 1024.
+const ITEM_BOUNDS: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0,
+];
+
+/// Bytes on the wire; the default limit of a batch is 256 KiB, a single value may be 1 MiB.
+const BYTE_BOUNDS: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0];
+
+/// Times smaller; LZ4 gives text about 3.
+const RATIO_BOUNDS: &[f64] = &[1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 25.0, 100.0];
+
+/// Kinds of actor that can be restarted, for their zeros.
+const ACTORS: [&str; 9] = [
+    "partition_consumer",
+    "cache_reader",
+    "batch_coalescer",
+    "remote_link",
+    "agent_listener",
+    "agent_session",
+    "cache_writer",
+    "flow_supervisor",
+    "poll_thread",
+];
+
+/// Why a key is looked at again.
+const REASONS: [&str; 4] = ["session_lost", "look_again", "source_away", "later"];
+
+/// What makes a batch leave.
+const TRIGGERS: [&str; 3] = ["bytes", "items", "linger"];
+
+pub(super) static STAGE_LAG: Metric = histogram(
+    "evrepl_stage_lag_seconds",
+    "s",
+    &["flow", "stage"],
+    "Now minus produced-at of the newest event of a chunk or batch, at a stage: `consumed`, `looked`, `sent`, `acked` where it \
+     is sent from, `received`, `applied` where it is sent to, corrected by the clock offset",
+    LAG_BOUNDS,
+);
+
+pub(super) static BATCH_ITEMS: Metric = histogram(
+    "evrepl_batch_items",
+    "{item}",
+    &["flow"],
+    "Items in a batch",
+    ITEM_BOUNDS,
+);
+
+pub(super) static BATCH_BYTES: Metric = histogram(
+    "evrepl_batch_bytes",
+    "By",
+    &["flow"],
+    "Bytes of a batch on the wire, after compression",
+    BYTE_BOUNDS,
+);
+
+pub(super) static COMPRESSION_RATIO: Metric = histogram(
+    "evrepl_batch_compression_ratio",
+    "1",
+    &["flow"],
+    "How many times smaller compression made a batch; 1 where it does not pay",
+    RATIO_BOUNDS,
+);
+
+pub(super) static MEMCACHED_CALLS: Metric = histogram(
+    "evrepl_memcached_call_seconds",
+    "s",
+    &["call", "cache", "server"],
+    "Time of one pipelined call to an own memcached server that was answered, by what it did: `look` or `write`",
+    CALL_BOUNDS,
+);
+
+pub(super) static MEMCACHED_FAILURES: Metric = recorded_counter(
+    "evrepl_memcached_failures_total",
+    "{call}",
+    &["call", "cache", "server"],
+    "Calls to an own memcached server that failed or got no answer in time",
+);
+
+/// All of them, in the order of `docs/metrics.md`.
+#[rustfmt::skip]
+pub static METRICS: &[&Metric] = &[
+    // What the region is.
+    &gauge("evrepl_info", "1", &["region", "version"], "1, with the region and the version of evrepl", |seen, say| {
+        let status = seen.status;
+        if !status.region.is_empty() {
+            say(1, &[text("region", &status.region), text("version", &status.version)]);
+        }
+    }),
+
+    // The accounts.
+    &counter("evrepl_events_consumed_total", "{event}", &["flow", "cache"], "Events taken from Kafka", |seen, say| {
+        for (flow, label) in seen.flows() {
+            if flow.consumed_by_cache.is_empty() {
+                say(flow.consumed, &[label]);
+                continue;
+            }
+            for (cache, consumed) in &flow.consumed_by_cache {
+                say(*consumed, &[label.clone(), text("cache", cache)]);
+            }
+        }
+    }),
+    &counter("evrepl_events_total", "{event}", &["flow", "outcome"], "Events ended, by outcome", |seen, say| {
+        for (flow, label) in seen.flows() {
+            for (outcome, count) in flow.outcomes.iter() {
+                say(count, &[label.clone(), KeyValue::new("outcome", outcome.name())]);
+            }
+        }
+    }),
+    &gauge(
+        "evrepl_events_in_flight", "{event}", &["flow", "hold"],
+        "Events consumed and not ended, by where they are held: `waiting` for a permit, `with_permit`, or `dirty`",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                let holds = [("waiting", flow.waiting), ("with_permit", flow.with_permit), ("dirty", flow.dirty)];
+                for (hold, count) in holds {
+                    say(count, &[label.clone(), KeyValue::new("hold", hold)]);
+                }
+            }
+        },
+    ),
+    &counter(
+        "evrepl_late_outcomes_total", "{event}", &[],
+        "Outcomes that came after their partition was given back; they are in no flow's sums",
+        |seen, say| say(seen.status.late_outcomes, &[]),
+    ),
+
+    // Limits.
+    &gauge("evrepl_in_flight_bytes", "By", &["flow"], "Bytes of keys and values in flight", |seen, say| {
+        seen.flows().for_each(|(flow, label)| say(flow.in_flight_bytes, &[label]));
+    }),
+    &gauge("evrepl_in_flight_bytes_limit", "By", &["flow"], "The most there may be: `flow.max_in_flight_bytes`", |seen, say| {
+        seen.flows().for_each(|(flow, label)| say(flow.in_flight_bytes_limit, &[label]));
+    }),
+    &gauge("evrepl_permits", "{event}", &["flow"], "Permits there are: `flow.max_in_flight_events`", |seen, say| {
+        seen.flows().for_each(|(flow, label)| say(flow.permits, &[label]));
+    }),
+    &gauge(
+        "evrepl_permits_free", "{event}", &["flow"],
+        "Permits that nobody holds; a quarter of all is kept for dirty keys",
+        |seen, say| seen.flows().for_each(|(flow, label)| say(flow.permits_free, &[label])),
+    ),
+
+    // Lag.
+    &STAGE_LAG,
+    &gauge("evrepl_offset_lag", "{event}", &["flow"], "Events in Kafka that are not finished", |seen, say| {
+        for (flow, label) in seen.flows() {
+            flow.offset_lag.iter().for_each(|lag| say(*lag, std::slice::from_ref(&label)));
+        }
+    }),
+    &measured_gauge(
+        "evrepl_commit_age_seconds", "s", &["flow"],
+        "Since when the oldest chunk that was taken and is not committed has been in Kafka; 0 when all is committed",
+        |seen, say| seen.flows().for_each(|(flow, label)| say(flow.commit_age_seconds, &[label])),
+    ),
+
+    // Kafka.
+    &counter("evrepl_kafka_rebalances_total", "{rebalance}", &["flow"], "How often partitions were assigned", |seen, say| {
+        seen.flows().for_each(|(flow, label)| say(flow.rebalances, &[label]));
+    }),
+    &measured_gauge(
+        "evrepl_kafka_trouble_seconds", "s", &["flow"],
+        "For how long Kafka could not be read; 0 when it can",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                let trouble = flow.kafka_trouble.as_ref();
+                // Just begun is trouble too.
+                say(trouble.map_or(0.0, |trouble| trouble.since_seconds.max(0.001)), &[label]);
+            }
+        },
+    ),
+    &gauge("evrepl_paused_partitions", "{partition}", &["flow"], "Partitions whose fetching is paused", |seen, say| {
+        seen.flows().for_each(|(flow, label)| say(flow.paused_partitions, &[label]));
+    }),
+    &gauge(
+        "evrepl_retry_partitions_waiting", "{partition}", &["flow"],
+        "Retry partitions whose next record's time has not come",
+        |seen, say| seen.flows().for_each(|(flow, label)| say(flow.retry_partitions_waiting, &[label])),
+    ),
+    &counter(
+        "evrepl_retention_gap_events_total", "{event}", &["flow"],
+        "Events that Kafka had removed before they were taken, at most",
+        |seen, say| seen.flows().for_each(|(flow, label)| say(flow.retention_gap_events, &[label])),
+    ),
+
+    // The link.
+    &gauge(
+        "evrepl_link_state", "1", &["flow"],
+        "State of the flow's least advanced link: 0 waiting, 1 dialling, 2 greeting, 3 open, 4 draining",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                let state = flow.links.iter().map(|link| link_state(&link.state)).min();
+                say(state.unwrap_or(0), &[label]);
+            }
+        },
+    ),
+    &counter("evrepl_link_reconnects_total", "{session}", &["flow"], "Sessions after the first", |seen, say| {
+        seen.flows().for_each(|(flow, label)| say(flow.reconnects, &[label]));
+    }),
+    &measured_gauge(
+        "evrepl_link_rtt_seconds", "s", &["flow"],
+        "Round trip of the last ping, of the slowest of the flow's links",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                let rtt = flow.links.iter().filter_map(|link| link.rtt_ms).reduce(f64::max);
+                rtt.into_iter().for_each(|ms| say(ms / 1e3, std::slice::from_ref(&label)));
+            }
+        },
+    ),
+    &measured_gauge(
+        "evrepl_link_clock_offset_seconds", "s", &["flow"],
+        "The peer's wall clock minus ours, as the pings with the shortest round trips measured it",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                let offsets = flow.links.iter().filter_map(|link| link.clock_offset_ms);
+                let widest = offsets.reduce(|one, other| if one.abs() >= other.abs() { one } else { other });
+                widest.into_iter().for_each(|ms| say(ms / 1e3, std::slice::from_ref(&label)));
+            }
+        },
+    ),
+
+    // Batches.
+    &counter("evrepl_batches_total", "{batch}", &["flow", "trigger"], "Batches that left, by what made them leave", |seen, say| {
+        for (flow, label) in seen.own_flows() {
+            for (trigger, count) in flow.batches().with_zeros(&TRIGGERS) {
+                say(count, &[label.clone(), KeyValue::new("trigger", trigger)]);
+            }
+        }
+    }),
+    &BATCH_ITEMS,
+    &BATCH_BYTES,
+    &COMPRESSION_RATIO,
+    &counter("evrepl_raw_bytes_total", "By", &["flow"], "Bytes of all batches before compression", |seen, say| {
+        seen.own_flows().for_each(|(flow, label)| say(flow.raw_bytes(), &[label]));
+    }),
+    &counter("evrepl_wire_bytes_total", "By", &["flow"], "Bytes of all batches on the wire, after compression", |seen, say| {
+        seen.own_flows().for_each(|(flow, label)| say(flow.wire_bytes(), &[label]));
+    }),
+
+    // Keys that wait.
+    &gauge(
+        "evrepl_dirty_keys", "{key}", &["flow", "server"],
+        "Dirty keys, by the memcached server or the peer they wait for",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                let known = flow.breakers.iter().map(|of| &of.server).chain([&flow.peer]);
+                for server in known {
+                    if flow.waiting_for.iter().all(|wait| wait.server != *server) {
+                        say(0, &[label.clone(), text("server", server)]);
+                    }
+                }
+                for wait in &flow.waiting_for {
+                    say(wait.keys, &[label.clone(), text("server", &wait.server)]);
+                }
+            }
+        },
+    ),
+    &counter(
+        "evrepl_looks_again_total", "{key}", &["flow", "reason"],
+        "Keys that became dirty, by reason: `session_lost`, `look_again` (the peer asks for a newer look), `source_away` (own \
+         memcached), `later` (the peer's memcached)",
+        |seen, say| {
+            for (flow, label) in seen.own_flows() {
+                for (reason, count) in flow.looked_again().with_zeros(&REASONS) {
+                    say(count, &[label.clone(), KeyValue::new("reason", reason)]);
+                }
+            }
+        },
+    ),
+
+    // memcached.
+    &MEMCACHED_CALLS,
+    &MEMCACHED_FAILURES,
+    &gauge(
+        "evrepl_breaker_state", "1", &["side", "flow", "cache", "server"],
+        "Circuit breaker of an own memcached server: 0 closed, 1 half open, 2 open; the `relay` reads from it, for a flow, the \
+         `agent` writes to it",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                for of in &flow.breakers {
+                    let labels = [
+                        KeyValue::new("side", "relay"),
+                        label.clone(),
+                        text("cache", &of.cache),
+                        text("server", &of.server),
+                    ];
+                    say(breaker_state(&of.state), &labels);
+                }
+            }
+            for of in &seen.status.agent.servers {
+                let labels = [KeyValue::new("side", "agent"), text("cache", &of.cache), text("server", &of.address)];
+                say(breaker_state(&of.breaker), &labels);
+            }
+        },
+    ),
+    &gauge(
+        "evrepl_mass_misses", "1", &["flow", "cache", "server"],
+        "1 for a memcached server on which many keys that were set are missing: wrong hash or ring_name, evictions, or \
+         restarted after the events",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                for of in &flow.breakers {
+                    let raised = flow.mass_misses.iter().any(|one| one.cache == of.cache && one.server == of.server);
+                    say(raised.into(), &[label.clone(), text("cache", &of.cache), text("server", &of.server)]);
+                }
+            }
+        },
+    ),
+
+    // The agent.
+    &gauge("evrepl_agent_sessions", "{session}", &[], "Inbound sessions", |seen, say| {
+        say(seen.status.agent.sessions.len() as u64, &[]);
+    }),
+    &counter(
+        "evrepl_agent_items_total", "{item}", &["status"],
+        "Items answered by the agent, by the status of the answer",
+        |seen, say| {
+            let items = &seen.status.agent.items;
+            items.iter().for_each(|(name, count)| say(*count, &[text("status", name)]));
+        },
+    ),
+
+    // Mailboxes.
+    &gauge("evrepl_mailbox_depth", "{message}", &["actor"], "Messages in all bounded mailboxes of a kind of actor", |seen, say| {
+        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.depth, &[label]));
+    }),
+    &gauge("evrepl_mailbox_high_water", "{message}", &["actor"], "The most messages that one mailbox ever held", |seen, say| {
+        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.high_water, &[label]));
+    }),
+    &gauge("evrepl_mailbox_capacity", "{message}", &["actor"], "Messages that one mailbox holds: `[mailbox]`", |seen, say| {
+        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.capacity, &[label]));
+    }),
+    &gauge("evrepl_mailbox_senders_waiting", "{sender}", &["actor"], "Senders that wait for room in a mailbox now", |seen, say| {
+        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.senders_waiting, &[label]));
+    }),
+    &counter("evrepl_mailbox_waits_total", "{message}", &["actor"], "Messages that had to wait for room", |seen, say| {
+        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.waits, &[label]));
+    }),
+    &measured_counter("evrepl_mailbox_wait_seconds_total", "s", &["actor"], "How long senders waited for room", |seen, say| {
+        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.waited_us as f64 / 1e6, &[label]));
+    }),
+
+    // The process.
+    &counter("evrepl_restarts_total", "{restart}", &["actor"], "Restarts, by kind of actor", |seen, say| {
+        for (actor, count) in seen.instruments.restarted().with_zeros(&ACTORS) {
+            say(count, &[KeyValue::new("actor", actor)]);
+        }
+    }),
+    &measured_gauge(
+        "evrepl_certificate_expires_seconds", "s", &["certificate"],
+        "Until the certificate expires: our `own`, or the first of `ca`; negative when it has",
+        |seen, say| {
+            for of in &seen.status.certificates {
+                say(of.expires_in_seconds, &[text("certificate", &of.name)]);
+            }
+        },
+    ),
+];
+
+type Labels = &'static [&'static str];
+
+const fn metric(
+    name: &'static str,
+    kind: Kind,
+    unit: &'static str,
+    labels: Labels,
+    tells: &'static str,
+    from: From,
+) -> Metric {
+    Metric {
+        name,
+        kind,
+        unit,
+        labels,
+        tells,
+        from,
+    }
+}
+
+const fn counter(
+    name: &'static str,
+    unit: &'static str,
+    labels: Labels,
+    tells: &'static str,
+    read: fn(&Seen, Say<u64>),
+) -> Metric {
+    metric(name, Kind::Counter, unit, labels, tells, From::Counted(read))
+}
+
+const fn gauge(
+    name: &'static str,
+    unit: &'static str,
+    labels: Labels,
+    tells: &'static str,
+    read: fn(&Seen, Say<u64>),
+) -> Metric {
+    metric(name, Kind::Gauge, unit, labels, tells, From::Counted(read))
+}
+
+const fn measured_counter(
+    name: &'static str,
+    unit: &'static str,
+    labels: Labels,
+    tells: &'static str,
+    read: fn(&Seen, Say<f64>),
+) -> Metric {
+    metric(name, Kind::Counter, unit, labels, tells, From::Measured(read))
+}
+
+const fn measured_gauge(
+    name: &'static str,
+    unit: &'static str,
+    labels: Labels,
+    tells: &'static str,
+    read: fn(&Seen, Say<f64>),
+) -> Metric {
+    metric(name, Kind::Gauge, unit, labels, tells, From::Measured(read))
+}
+
+const fn histogram(
+    name: &'static str,
+    unit: &'static str,
+    labels: Labels,
+    tells: &'static str,
+    bounds: &'static [f64],
+) -> Metric {
+    metric(name, Kind::Histogram, unit, labels, tells, From::Recorded(bounds))
+}
+
+const fn recorded_counter(name: &'static str, unit: &'static str, labels: Labels, tells: &'static str) -> Metric {
+    metric(name, Kind::Counter, unit, labels, tells, From::Recorded(&[]))
+}
+
+impl Metric {
+    /// The histogram, to be recorded.
+    pub(super) fn histogram(&self, meter: &Meter) -> Histogram<f64> {
+        let From::Recorded(bounds) = self.from else {
+            unreachable!("{} is read, not recorded", self.name)
+        };
+        meter
+            .f64_histogram(self.name)
+            .with_unit(self.unit)
+            .with_description(self.tells)
+            .with_boundaries(bounds.to_vec())
+            .build()
+    }
+
+    /// The counter, to be added to.
+    pub(super) fn counter(&self, meter: &Meter) -> Counter<u64> {
+        meter
+            .u64_counter(self.name)
+            .with_unit(self.unit)
+            .with_description(self.tells)
+            .build()
+    }
+}
+
+/// Has the meter read everything that is only read. The meter keeps what it is given for ever, so it must not be the
+/// instruments.
+pub(super) fn observe(meter: &Meter, instruments: &Weak<Instruments>) {
+    for (number, metric) in METRICS.iter().enumerate() {
+        let held = instruments.clone();
+        match (&metric.from, metric.kind) {
+            (From::Recorded(_), _) => {}
+            (From::Counted(read), Kind::Counter) => {
+                let counter = meter.u64_observable_counter(metric.name);
+                let counter = counter.with_unit(metric.unit).with_description(metric.tells);
+                counter
+                    .with_callback(move |observer| report(&held, number, *read, observer))
+                    .build();
+            }
+            (From::Counted(read), _) => {
+                let gauge = meter.u64_observable_gauge(metric.name);
+                let gauge = gauge.with_unit(metric.unit).with_description(metric.tells);
+                gauge
+                    .with_callback(move |observer| report(&held, number, *read, observer))
+                    .build();
+            }
+            (From::Measured(read), Kind::Counter) => {
+                let counter = meter.f64_observable_counter(metric.name);
+                let counter = counter.with_unit(metric.unit).with_description(metric.tells);
+                counter
+                    .with_callback(move |observer| report(&held, number, *read, observer))
+                    .build();
+            }
+            (From::Measured(read), _) => {
+                let gauge = meter.f64_observable_gauge(metric.name);
+                let gauge = gauge.with_unit(metric.unit).with_description(metric.tells);
+                gauge
+                    .with_callback(move |observer| report(&held, number, *read, observer))
+                    .build();
+            }
+        }
+    }
+}
+
+fn report<T>(held: &Weak<Instruments>, number: usize, read: fn(&Seen, Say<T>), observer: &dyn AsyncInstrument<T>) {
+    let Some(instruments) = held.upgrade() else { return };
+    let seen = Seen {
+        status: &instruments.snapshot(number),
+        instruments: &instruments,
+    };
+    read(&seen, &mut |value, labels| observer.observe(value, labels));
+}
+
+impl Seen<'_> {
+    fn flows(&self) -> impl Iterator<Item = (&FlowStatus, KeyValue)> {
+        let of = |flow: &FlowStatus| format!("{}->{}", self.status.region, flow.peer);
+        self.status
+            .flows
+            .iter()
+            .map(move |flow| (flow, KeyValue::new("flow", of(flow))))
+    }
+
+    /// What is counted for the flows that leave here.
+    fn own_flows(&self) -> impl Iterator<Item = (Arc<FlowInstruments>, KeyValue)> {
+        self.flows()
+            .map(|(_, label)| (self.instruments.flow(&label.value.as_str()), label))
+    }
+
+    fn mailboxes(&self) -> impl Iterator<Item = (&MailboxStatus, KeyValue)> {
+        let mailboxes = self.status.mailboxes.iter();
+        mailboxes.map(|(actor, mailbox)| (mailbox, text("actor", actor)))
+    }
+}
+
+fn text(name: &'static str, value: &str) -> KeyValue {
+    KeyValue::new(name, Value::from(value.to_owned()))
+}
+
+fn link_state(name: &str) -> u64 {
+    match name {
+        "dialling" => 1,
+        "greeting" => 2,
+        "open" => 3,
+        "draining" => 4,
+        _ => 0,
+    }
+}
+
+fn breaker_state(name: &str) -> u64 {
+    match name {
+        "half_open" => 1,
+        "open" => 2,
+        _ => 0,
+    }
+}
