@@ -2,6 +2,7 @@
 #
 #   make demo            two regions and Jaeger on this machine, before your eyes   (ARGS='...' are the demo's own)
 #   make test            every test, against a real Apache Kafka and memcached     (ARGS='...' are cargo test's)
+#   make browser         Chromium looks at the demo's Jaeger page; picture in target/browser
 #   make faults          every fault in the middle of load, and what was lost by it (ARGS='--only kill_agent --seed 7')
 #   make load            a load run, release build                                 (ARGS='...' name the scenario)
 #   make lint            format and lints, as CI checks them
@@ -12,7 +13,7 @@ ARGS ?=
 # rustup's cargo, also where the shell that started make never read its profile.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup kafka python test demo faults load lint
+.PHONY: help setup kafka python test demo browser faults load lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +36,12 @@ demo:
 	@scripts/setup.sh demo
 	cargo build --release -p evrepl -p evrepl-load --bins
 	@target/release/evrepl-demo $(ARGS)
+
+# After `make test` nothing is left to build: the same packages and features. actix_contract has no such test; it is named because
+# cargo then builds evrepl itself, which the demo starts.
+browser:
+	@scripts/setup.sh browser
+	cargo test --workspace --features failpoints --test browser --test actix_contract -- --ignored a_browser
 
 # The dev profile: what counts here is what is lost, and two cores carry its load easily.
 faults: kafka

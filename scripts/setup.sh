@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs from Debian what is missing on this machine, and runs apt-get only when something is.
-#   scripts/setup.sh demo   what building evrepl and running the demo need
-#   scripts/setup.sh        that, and what the tests need: Java and Maven for a real Apache Kafka, Python for other clients
+#   scripts/setup.sh demo      what building evrepl and running the demo need
+#   scripts/setup.sh browser   that, and Chromium, to look at the demo's Jaeger page
+#   scripts/setup.sh           what the demo and the tests need: Java and Maven for a real Apache Kafka, Python for other clients
 # Written for Debian 12; on other systems install what it names by hand, and it has nothing left to do.
 set -euo pipefail
 
@@ -48,7 +49,12 @@ need zlib1g-dev header zlib.h
 need libcurl4-openssl-dev header curl/curl.h
 # The demo's Jaeger (otlp-embedded) generates code from OTLP's protocol files.
 need protobuf-compiler command -v protoc
-if [ "$what" != demo ]; then
+if [ "$what" = browser ]; then
+    need chromium command -v chromium
+    # Without any font its pictures have boxes for letters.
+    need fonts-dejavu-core ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
+fi
+if [ "$what" = all ]; then
     need openjdk-17-jre-headless java_17
     need maven command -v mvn
     # The fault lab sets processes' clocks with it.

@@ -38,6 +38,10 @@ pub use tap::{PassedEvent, Taps};
 /// What is logged, in `tracing-subscriber`'s filter language: `info`, `evrepl=debug,rdkafka=warn`.
 pub const LOG_VARIABLE: &str = "EVREPL_LOG";
 
+/// Who evrepl says that it is in what it exports, as OpenTelemetry has it: `evrepl` unless it is set. With a name per region
+/// Jaeger tells the regions of a trace apart by colour, and draws the graph between them.
+pub const SERVICE_VARIABLE: &str = "OTEL_SERVICE_NAME";
+
 /// How often metrics are exported: often enough for a dashboard to follow an incident, cheap at any rate.
 const EXPORT_EVERY: Duration = Duration::from_secs(10);
 
@@ -134,7 +138,7 @@ pub fn start(options: &TelemetryOptions) -> Result<TelemetryHandle, TelemetryErr
         .build()
         .map_err(TelemetryError::Registry)?;
     let resource = Resource::builder()
-        .with_service_name("evrepl")
+        .with_service_name(service_name(env::var(SERVICE_VARIABLE).ok()))
         .with_attributes([
             KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
             KeyValue::new("service.instance.id", options.node.clone()),
@@ -272,6 +276,12 @@ impl Drop for TelemetryHandle {
             runtime.shutdown_background();
         }
     }
+}
+
+fn service_name(set: Option<String>) -> String {
+    // Empty counts as unset: OpenTelemetry's rule for its variables.
+    set.filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "evrepl".to_owned())
 }
 
 #[cfg(test)]

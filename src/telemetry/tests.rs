@@ -106,3 +106,10 @@ fn a_flow_has_one_set_of_instruments_whoever_asks() {
     instruments.count_look_again("a->c", "later");
     assert_eq!(instruments.flow("a->b").looks_again()["later"], 2);
 }
+
+#[test]
+fn the_environment_may_give_the_service_another_name() {
+    assert_eq!(service_name(None), "evrepl");
+    assert_eq!(service_name(Some(String::new())), "evrepl");
+    assert_eq!(service_name(Some("evrepl-us-east-1".into())), "evrepl-us-east-1");
+}

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evrepl_lab::{CacheSpec, KafkaClient, Region, TwoRegions, TwoRegionsSpec, holds_within};
+use evrepl::telemetry::SERVICE_VARIABLE;
+use evrepl_lab::{CacheSpec, KafkaClient, Region, RegionBuilder, TwoRegions, TwoRegionsSpec, holds_within};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
@@ -50,8 +51,8 @@ impl World {
         };
         let regions = spec
             .cache(CacheSpec::new(CACHE).memcached_args(&["-m", MEMCACHED_MIB]))
-            .us(move |builder| builder.kafka(&us).topics_exist().set(FETCH.0, FETCH.1))
-            .eu(move |builder| builder.kafka(&eu).topics_exist().set(FETCH.0, FETCH.1))
+            .us(move |builder| dressed(builder, &us))
+            .eu(move |builder| dressed(builder, &eu))
             .build();
         for (region, kafka) in regions.both().into_iter().zip(&kafka) {
             let topic = &region.cache(CACHE).topic;
@@ -93,6 +94,13 @@ impl World {
             region.exit_code(Duration::from_secs(10));
         }
     }
+}
+
+fn dressed(builder: RegionBuilder, kafka: &Arc<KafkaClient>) -> RegionBuilder {
+    // Jaeger gives each service a colour, so each region is one.
+    let service = format!("evrepl-{}", builder.name());
+    let builder = builder.kafka(kafka).topics_exist().set(FETCH.0, FETCH.1);
+    builder.env(SERVICE_VARIABLE, &service)
 }
 
 fn runs(region: &Region) -> Result<(), String> {
