@@ -58,5 +58,6 @@ pub mod telemetry;
 pub mod threads;
 pub mod tls;
 pub mod topics;
+pub mod vitals;
 pub mod wire;
 pub mod writer;

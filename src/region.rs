@@ -18,6 +18,7 @@ use crate::misses::LIKELY_CAUSES;
 use crate::outcome::Outcome;
 use crate::relay::{FlowView, Stage, wall_ms};
 use crate::telemetry::Instruments;
+use crate::vitals::Vitals;
 
 /// How long a gap that retention made fails its check.
 const GAP_SHOWS: std::time::Duration = std::time::Duration::from_secs(60 * 60);
@@ -34,6 +35,8 @@ pub struct Region {
     pub mailboxes: Arc<Mailboxes>,
     /// Every instrument.
     pub instruments: Arc<Instruments>,
+    /// Whether the process works.
+    pub vitals: Arc<Vitals>,
 }
 
 impl Region {
@@ -239,6 +242,10 @@ impl StatusSource for Region {
             mailboxes: mailboxes.collect(),
             certificates: self.certificates(),
         }
+    }
+
+    fn alive(&self) -> Vec<Check> {
+        self.vitals.checks(Instant::now())
     }
 
     fn ready(&self) -> Readiness {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::actors::flow_supervisor::FlowParts;
 use crate::actors::region_supervisor::{EXIT_GAVE_UP, RegionSupervisor, Terminate};
@@ -23,6 +24,7 @@ use crate::relay::FlowView;
 use crate::telemetry::{self, TelemetryError, TelemetryOptions};
 use crate::tls::{TlsError, TlsMaterial};
 use crate::topics;
+use crate::vitals::Vitals;
 
 /// The configuration is right in itself but cannot be run here.
 pub const EXIT_CONFIG: i32 = 78;
@@ -129,12 +131,14 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
             .filter_map(|(n, peer)| Some((n, peer.address.clone()?)))
     };
     let views: Vec<Arc<FlowView>> = peers().map(|(n, _)| Arc::new(FlowView::new(&config, n))).collect();
+    let vitals = Arc::new(Vitals::new(config.supervision.stalled_after, Instant::now()));
     let region = Arc::new(Region {
         config: config.clone(),
         flows: views.clone(),
         agent: agent.clone(),
         mailboxes: mailboxes.clone(),
         instruments: instruments.clone(),
+        vitals: vitals.clone(),
     });
     telemetry.serve_admin(&config.admin.listen, region.clone())?;
     instruments.register_source(region);
@@ -178,10 +182,12 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     let system = System::new();
     let (code, exit_code) = (exit.clone(), exit.clone());
     system.block_on(async move {
-        let root = RegionSupervisor::new(make_flows, agent, socket, code).start();
+        let root = RegionSupervisor::new(make_flows, agent, socket, code, vitals.clone()).start();
+        let its_vitals = vitals.clone();
         actix_rt::spawn(async move {
             loop {
                 pulse.moved("turned");
+                its_vitals.turned(Instant::now());
                 tokio::time::sleep(ROOT_WATCH).await;
             }
         });
@@ -192,6 +198,7 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
                 tokio::time::sleep(ROOT_WATCH).await;
             }
             tracing::error!("region supervisor is gone, giving up");
+            vitals.give_up("the region supervisor is gone");
             its_code.store(EXIT_GAVE_UP, SeqCst);
             System::current().stop();
         });
@@ -222,7 +229,7 @@ fn watch_root(pulses: Arc<Pulses>, limit: Duration) -> Option<mpsc::Sender<()>> 
     let (stop, stopped) = mpsc::channel();
     let watch = move || {
         while stopped.recv_timeout(ROOT_WATCH) == Err(mpsc::RecvTimeoutError::Timeout) {
-            if let Some(stall) = pulses.stalled(tokio::time::Instant::now(), limit) {
+            if let Some(stall) = pulses.stalled(Instant::now(), limit) {
                 tracing::error!(stage = stall.actor, since = ?stall.since, "the root's thread does not turn, giving up");
                 std::process::exit(EXIT_GAVE_UP);
             }

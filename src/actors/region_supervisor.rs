@@ -18,6 +18,7 @@ use crate::handoff::Handoff;
 use crate::intensity::Intensity;
 use crate::pulse::{self, Stall};
 use crate::threads::join_arbiter;
+use crate::vitals::Vitals;
 
 use super::agent_listener::{AgentListener, AgentListenerParts};
 use super::cache_writer::CacheWriter;
@@ -69,6 +70,7 @@ pub struct RegionSupervisor {
     trials: u32,
     exit: Arc<AtomicI32>,
     deadline: Option<Instant>,
+    vitals: Arc<Vitals>,
 }
 
 impl RegionSupervisor {
@@ -78,6 +80,7 @@ impl RegionSupervisor {
         agent_shared: Arc<AgentShared>,
         socket: StdListener,
         exit: Arc<AtomicI32>,
+        vitals: Arc<Vitals>,
     ) -> Self {
         let supervision = &agent_shared.config.supervision;
         RegionSupervisor {
@@ -90,10 +93,12 @@ impl RegionSupervisor {
             agent: None,
             exit,
             deadline: None,
+            vitals,
         }
     }
 
-    fn start_flow(flow: &mut Flow) {
+    fn start_flow(flow: &mut Flow, vitals: &Vitals) {
+        vitals.up(&part_of(&flow.parts.view.name));
         let arbiter = Arbiter::new();
         let (parts, address) = (flow.parts.clone(), flow.address.clone());
         let supervisor =
@@ -134,6 +139,7 @@ impl RegionSupervisor {
             writers: handoffs,
         };
         let listener = Supervisor::start_in_arbiter(&handle, move |_| AgentListener::new(parts, socket));
+        self.vitals.up(AGENT);
         self.agent = Some(Agent {
             arbiter,
             fence,
@@ -219,12 +225,17 @@ impl RegionSupervisor {
             max_restarts = supervision.max_restarts, within = ?supervision.within,
             "too many restarts, giving up: see the errors above for the cause"
         );
-        self.stop(EXIT_GAVE_UP);
+        let within = supervision.within;
+        self.give_up(&format!(
+            "more than {} restarts within {within:?}",
+            supervision.max_restarts
+        ));
         false
     }
 
     fn rebuild_agent(&mut self, actor: &'static str, ctx: &mut Context<Self>) {
         let Some(agent) = self.agent.take() else { return };
+        self.vitals.down(AGENT, Instant::now());
         self.agent_shared.listening.store(false, Relaxed);
         agent.arbiter.stop();
         if !self.restart(actor, "agent", true, ctx) {
@@ -243,7 +254,7 @@ impl RegionSupervisor {
         ctx.spawn(join.into_actor(self).map(|_, act, _| {
             if let Err(error) = act.start_agent() {
                 tracing::error!(%error, "agent could not be rebuilt");
-                act.stop(EXIT_GAVE_UP);
+                act.give_up(&format!("the agent could not be rebuilt: {error}"));
             }
         }));
     }
@@ -254,6 +265,7 @@ impl RegionSupervisor {
         };
         let flow_stop = self.flows[n].parts.view.clone();
         let name = flow_stop.name.clone();
+        self.vitals.down(&part_of(&name), Instant::now());
         // A panic while suspects are handed on apart leaves fewer of them: two such count as one, so that finding a culprit
         // stays far from giving up, and a flow that panics whatever it carries still ends.
         let on_trial = flow_stop.suspects().any_on_trial();
@@ -275,7 +287,7 @@ impl RegionSupervisor {
             tracing::info!(flow = name, in_flight, "flow is down, building it anew");
             flow.parts.view.reset(flow.parts.consumer_ids.load(SeqCst));
             match act.deadline {
-                None => Self::start_flow(flow),
+                None => Self::start_flow(flow, &act.vitals),
                 // Not built again only to be drained: what it held will be replayed.
                 Some(_) => flow.drained = Some(left),
             }
@@ -308,10 +320,22 @@ impl RegionSupervisor {
         }
     }
 
+    fn give_up(&self, why: &str) {
+        self.vitals.give_up(why);
+        self.stop(EXIT_GAVE_UP);
+    }
+
     fn stop(&self, code: i32) {
         self.exit.store(code, SeqCst);
         System::current().stop();
     }
+}
+
+/// The receiving half, among the parts that are looked after.
+const AGENT: &str = "agent";
+
+fn part_of(flow: &str) -> String {
+    format!("flow {flow}")
 }
 
 fn say_stalled(whose: &str, stall: &Stall) {
@@ -341,7 +365,7 @@ impl Actor for RegionSupervisor {
     fn started(&mut self, ctx: &mut Self::Context) {
         if let Err(error) = self.start_agent() {
             tracing::error!(%error, "agent could not be built");
-            self.stop(EXIT_GAVE_UP);
+            self.give_up(&format!("the agent could not be built: {error}"));
             return;
         }
         if let Some(make) = self.make_flows.take() {
@@ -352,7 +376,7 @@ impl Actor for RegionSupervisor {
                     running: None,
                     drained: None,
                 };
-                Self::start_flow(&mut flow);
+                Self::start_flow(&mut flow, &self.vitals);
                 self.flows.push(flow);
             }
         }

@@ -1,9 +1,12 @@
-//! Health, metrics and status over HTTP: `/livez`, `/readyz`, `/metrics`, `/status` (DESIGN section 10).
+//! Health, metrics and status over HTTP: `/livez`, `/readyz`, `/metrics`, `/status` (DESIGN section 10), `/tap` and
+//! `/log-level`.
 //!
-//! Read-only and without a password: it listens on loopback unless the configuration says otherwise. It runs on the
+//! Without a password, and read-only but for the log level: it listens on loopback unless the configuration says otherwise. It runs on the
 //! telemetry runtime, never on an arbiter, so that it answers while an actor is stuck.
 
+mod log_level;
 mod status;
+mod tap;
 
 use std::fmt::Write as _;
 use std::io;
@@ -17,6 +20,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::telemetry::Taps;
 
 pub use status::{
     AgentStatus, BreakerStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus,
@@ -47,6 +53,16 @@ pub fn bind(listen: &str) -> Result<StdListener, AdminError> {
     })
 }
 
+/// What is offered.
+pub struct Offers {
+    /// Of `/livez`, `/readyz` and `/status`.
+    pub source: Arc<dyn StatusSource>,
+    /// Of `/metrics`.
+    pub registry: Registry,
+    /// Of `/tap`.
+    pub taps: Arc<Taps>,
+}
+
 /// Serves until `shutdown` is done and the requests at hand are answered.
 ///
 /// # Errors
@@ -54,16 +70,33 @@ pub fn bind(listen: &str) -> Result<StdListener, AdminError> {
 /// What accepting connections may fail with.
 pub async fn serve(
     listener: TcpListener,
-    source: Arc<dyn StatusSource>,
-    registry: Registry,
+    offers: Offers,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
+    let Offers { source, registry, taps } = offers;
+    let (end, ending) = watch::channel(());
+    let shared = Shared {
+        source,
+        registry,
+        taps,
+        ending,
+    };
+    let shutdown = async move {
+        shutdown.await;
+        // A tap would be at hand for ever.
+        drop(end);
+    };
     let router = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
-        .with_state(Shared { source, registry });
+        .route("/tap", get(tap::tap))
+        .route(
+            "/log-level",
+            get(log_level::show).put(log_level::change).post(log_level::change),
+        )
+        .with_state(shared);
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
@@ -71,11 +104,41 @@ pub async fn serve(
 struct Shared {
     source: Arc<dyn StatusSource>,
     registry: Registry,
+    taps: Arc<Taps>,
+    /// Its sender goes when the admin interface ends.
+    ending: watch::Receiver<()>,
 }
 
-/// That there is an answer is the answer.
-async fn livez() -> &'static str {
-    "ok\n"
+/// What does not work is always said; with `verbose` also what does.
+async fn livez(State(shared): State<Shared>, RawQuery(query): RawQuery) -> (StatusCode, String) {
+    let checks = shared.source.alive();
+    let failed: Vec<_> = checks.iter().filter(|check| !check.ok).cloned().collect();
+    let (code, mut body) = match failed.is_empty() {
+        true => (StatusCode::OK, "ok\n".to_owned()),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not working\n".to_owned()),
+    };
+    list(if is_verbose(query) { &checks } else { &failed }, &mut body);
+    (code, body)
+}
+
+fn is_verbose(query: Option<String>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")))
+}
+
+fn list(checks: &[Check], body: &mut String) {
+    for Check {
+        name,
+        ok,
+        gates,
+        detail,
+    } in checks
+    {
+        let mark = if *ok { "ok" } else { "failed" };
+        let weight = if *gates { "" } else { " (does not gate)" };
+        let colon = if detail.is_empty() { "" } else { ": " };
+        // Writing to a String cannot fail.
+        let _ = writeln!(body, "[{mark}] {name}{weight}{colon}{detail}");
+    }
 }
 
 async fn readyz(State(shared): State<Shared>, RawQuery(query): RawQuery) -> (StatusCode, String) {
@@ -85,22 +148,9 @@ async fn readyz(State(shared): State<Shared>, RawQuery(query): RawQuery) -> (Sta
         (true, true) => (StatusCode::OK, "degraded"),
         (true, false) => (StatusCode::OK, "ready"),
     };
-    let verbose = query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
     let mut body = format!("{word}\n");
-    if verbose {
-        for Check {
-            name,
-            ok,
-            gates,
-            detail,
-        } in &readiness.checks
-        {
-            let mark = if *ok { "ok" } else { "failed" };
-            let weight = if *gates { "" } else { " (does not gate)" };
-            let colon = if detail.is_empty() { "" } else { ": " };
-            // Writing to a String cannot fail.
-            let _ = writeln!(body, "[{mark}] {name}{weight}{colon}{detail}");
-        }
+    if is_verbose(query) {
+        list(&readiness.checks, &mut body);
     }
     (code, body)
 }

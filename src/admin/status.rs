@@ -19,6 +19,9 @@ pub trait StatusSource: Send + Sync {
 
     /// Whether the agent can take batches, and how everything else fares.
     fn ready(&self) -> Readiness;
+
+    /// Whether the process works at all: one check that fails is enough, and a restart helps.
+    fn alive(&self) -> Vec<Check>;
 }
 
 /// The answer of `GET /status`.

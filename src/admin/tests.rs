@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::outcome::Outcome;
 use crate::telemetry::metrics::{METRICS, Metric};
-use crate::telemetry::{BatchClosed, Instruments, TelemetryHandle, TelemetryOptions};
+use crate::telemetry::{BatchClosed, Instruments, PassedEvent, TelemetryHandle, TelemetryOptions};
 
 /// Long enough for anything that comes, short enough for a test that hangs.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -16,6 +16,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 struct Source {
     status: Mutex<Status>,
     ready: Mutex<Readiness>,
+    alive: Mutex<Vec<Check>>,
     given: AtomicUsize,
 }
 
@@ -25,7 +26,7 @@ impl Source {
         Arc::new(Source {
             status: Mutex::new(status),
             ready,
-            given: AtomicUsize::new(0),
+            ..Source::default()
         })
     }
 }
@@ -39,6 +40,10 @@ impl StatusSource for Source {
             flow.outcomes[Outcome::Applied] += 1;
         }
         status.clone()
+    }
+
+    fn alive(&self) -> Vec<Check> {
+        self.alive.lock().unwrap().clone()
     }
 
     fn ready(&self) -> Readiness {
@@ -195,6 +200,99 @@ fn a_process_that_is_not_ready_is_alive() {
     assert_eq!(served.get("/livez"), (200, "ok\n".to_owned()));
     assert_eq!(served.get("/readyz"), (503, "not ready\n".to_owned()));
     assert_eq!(served.get("/nothing").0, 404);
+}
+
+#[test]
+fn a_process_that_does_not_work_says_why() {
+    let source = Source::with(Status::default(), Vec::new());
+    let served = serve_source(source.clone());
+    *source.alive.lock().unwrap() = vec![
+        check("root thread", true, true, "turns"),
+        check("agent", true, true, ""),
+    ];
+    assert_eq!(served.get("/livez"), (200, "ok\n".to_owned()));
+    let listed = "ok\n[ok] root thread: turns\n[ok] agent\n";
+    assert_eq!(served.get("/livez?verbose"), (200, listed.to_owned()));
+
+    source.alive.lock().unwrap()[0] = check("root thread", false, true, "has not turned for 30 s");
+    let why = "not working\n[failed] root thread: has not turned for 30 s\n";
+    assert_eq!(served.get("/livez"), (503, why.to_owned()));
+    assert_eq!(served.get("/livez?verbose"), (503, format!("{why}[ok] agent\n")));
+}
+
+/// The lines of a tap, as they come.
+fn tapped(served: &Served, query: &str) -> impl Iterator<Item = String> + use<> {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_per_read(Some(LIMIT))
+        .build()
+        .into();
+    let answer = agent
+        .get(format!("http://{}/tap?{query}", served.address))
+        .call()
+        .unwrap();
+    let lines = io::BufReader::new(answer.into_body().into_reader());
+    io::BufRead::lines(lines).map(Result::unwrap)
+}
+
+fn passed(key: &'static str) -> PassedEvent {
+    PassedEvent {
+        flow: "a->b".to_owned(),
+        cache: "sessions".to_owned(),
+        key: key.into(),
+        op: "set",
+        outcome: "applied",
+        produced_at_ms: 7,
+        total_us: 1_500,
+        stages: vec![("look", 600)],
+        notes: Vec::new(),
+        trace_id: None,
+    }
+}
+
+#[test]
+fn a_tap_shows_what_passes_until_its_reader_goes() {
+    let served = serve_source(Source::with(Status::default(), Vec::new()));
+    let taps = served.telemetry.instruments().taps();
+    let mut lines = tapped(&served, "key=user:1&cache=sessions");
+    assert!(taps.active());
+    for key in ["user:2", "user:1"] {
+        if taps.wants("sessions", key.as_bytes()) {
+            taps.say(passed(key));
+        }
+    }
+    let line = lines.find(|line| !line.is_empty()).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&json["key"], &json["stages_us"]["look"]),
+        (&"user:1".into(), &600.into())
+    );
+    drop(lines);
+    let gone = tokio::time::Instant::now();
+    while taps.active() {
+        assert!(gone.elapsed() < LIMIT, "its place is never given back");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_tap_ends_with_the_process_and_does_not_hold_it_up() {
+    let served = serve_source(Source::with(Status::default(), Vec::new()));
+    let lines = tapped(&served, "ratio=1");
+    served.telemetry.shutdown(LIMIT).unwrap();
+    assert!(lines.into_iter().all(|line| line.is_empty()));
+}
+
+#[test]
+fn too_many_taps_and_wrong_ones_are_refused_with_a_reason() {
+    let served = serve_source(Source::with(Status::default(), Vec::new()));
+    let (code, why) = served.get("/tap?kye=1");
+    assert_eq!((code, why.contains("is none of key")), (400, true), "{why}");
+    let taps: Vec<_> = (0..crate::telemetry::tap::MOST_SUBSCRIBERS)
+        .map(|_| tapped(&served, "ratio=1"))
+        .collect();
+    let (code, why) = served.get("/tap?ratio=1");
+    assert_eq!((code, why.contains("look already")), (429, true), "{why}");
+    drop(taps);
 }
 
 #[test]

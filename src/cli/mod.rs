@@ -11,6 +11,7 @@ mod probe;
 mod replay;
 mod run;
 mod status;
+mod tap;
 mod write;
 
 use std::io::{self, Write as _};
@@ -67,6 +68,7 @@ enum Command {
     #[command(subcommand)]
     Write(write::WriteCommand),
     Status(status::StatusArgs),
+    Tap(tap::TapArgs),
     Replay(replay::ReplayArgs),
 }
 
@@ -109,6 +111,8 @@ enum CliError {
     Certs(#[from] CertsError),
     #[error("{0}")]
     Status(#[from] status::StatusError),
+    #[error("{0}")]
+    Tap(#[from] tap::TapError),
     #[error("{}", write::explain(.0))]
     Write(#[from] WriterError),
     #[error("{0}")]
@@ -124,6 +128,7 @@ impl CliError {
         match self {
             CliError::Config(_) | CliError::Write(WriterError::Settings(_)) => EXIT_CONFIG,
             CliError::Replay(error) if error.is_usage() => EXIT_USAGE,
+            CliError::Tap(tap::TapError::NoCache(_)) => EXIT_USAGE,
             _ => EXIT_FAILED,
         }
     }
@@ -157,6 +162,7 @@ impl Command {
             Command::Certs(args) => args.execute(),
             Command::Write(command) => command.execute(),
             Command::Status(args) => args.execute(),
+            Command::Tap(args) => args.execute(),
             Command::Replay(args) => args.execute(),
         }
     }

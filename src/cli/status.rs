@@ -37,6 +37,26 @@ pub(super) enum StatusError {
     NotEvrepl { address: String, reason: String },
 }
 
+impl StatusError {
+    /// What the failure of a request to `address` means.
+    pub(super) fn of(address: &str, error: &ureq::Error) -> StatusError {
+        let (address, reason) = (address.to_owned(), error.to_string());
+        match error {
+            ureq::Error::StatusCode(_) | ureq::Error::Protocol(_) => StatusError::NotEvrepl { address, reason },
+            _ => StatusError::NoAnswer { address, reason },
+        }
+    }
+}
+
+/// A client of admin interfaces, with these limits.
+pub(super) fn admin_agent(limits: impl FnOnce(Limits) -> Limits) -> ureq::Agent {
+    // Asked on this machine or in this network: a proxy of the environment is for other things.
+    let config = ureq::Agent::config_builder().proxy(None).max_redirects(0);
+    limits(config).build().into()
+}
+
+type Limits = ureq::config::ConfigBuilder<ureq::typestate::AgentScope>;
+
 impl StatusArgs {
     pub(super) fn execute(self) -> Result<Done, CliError> {
         let config = self.config.load()?;
@@ -54,29 +74,12 @@ impl StatusArgs {
 /// `GET /status` from whoever listens on `listen`: the answer as it is, and as it is meant. Blocks.
 pub(super) fn fetch(listen: &str) -> Result<(String, Status), StatusError> {
     let address = reachable(listen);
-    // Asked on this machine or in this network: a proxy of the environment is for other things.
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(ANSWERS_WITHIN))
-        .proxy(None)
-        .max_redirects(0)
-        .build()
-        .into();
+    let agent = admin_agent(|config| config.timeout_global(Some(ANSWERS_WITHIN)));
     let answer = agent.get(format!("http://{address}/status")).call();
     let answer = answer.and_then(|mut response| response.body_mut().read_to_string());
     let json = match answer {
         Ok(json) => json,
-        Err(error @ (ureq::Error::StatusCode(_) | ureq::Error::Protocol(_))) => {
-            return Err(StatusError::NotEvrepl {
-                address,
-                reason: error.to_string(),
-            });
-        }
-        Err(error) => {
-            return Err(StatusError::NoAnswer {
-                address,
-                reason: error.to_string(),
-            });
-        }
+        Err(error) => return Err(StatusError::of(&address, &error)),
     };
     match serde_json::from_str::<Status>(&json) {
         // Every field has a default: what has not even a region is some other JSON.

@@ -47,6 +47,9 @@ fn every_documented_command_is_understood() {
         "evrepl write touch --config evrepl.toml sessions key --ttl 60",
         "evrepl status --config evrepl.toml",
         "evrepl status --config evrepl.toml --json",
+        "evrepl tap --config evrepl.toml --key user:1",
+        "evrepl tap --config evrepl.toml --key -1 --cache sessions --count 3",
+        "evrepl tap --config evrepl.toml --ratio 0.01 --json",
         "evrepl replay --config evrepl.toml --peer eu-west-1 --since 2h",
         "evrepl replay --config evrepl.toml --peer eu-west-1 --since 1h30m --cache sessions",
         "evrepl replay --config evrepl.toml --peer eu-west-1 --dead-letter",
@@ -80,6 +83,15 @@ fn mistakes_are_usage_errors() {
         refused("evrepl replay --config c --peer eu-west-1 --since yesterday"),
         ErrorKind::ValueValidation
     );
+    assert_eq!(refused("evrepl tap --config c"), ErrorKind::MissingRequiredArgument);
+    assert_eq!(
+        refused("evrepl tap --config c --key k --ratio 1"),
+        ErrorKind::ArgumentConflict
+    );
+    for wrong in ["--ratio 0", "--ratio 1.5", "--key k --count 0"] {
+        let line = format!("evrepl tap --config c {wrong}");
+        assert_eq!(refused(&line), ErrorKind::ValueValidation, "{wrong}");
+    }
     assert_eq!(refused("evrepl --version"), ErrorKind::DisplayVersion);
 }
 
@@ -129,7 +141,7 @@ fn the_help_of_every_command_says_what_it_does_and_its_defaults() {
     let mut command = Cli::command();
     let mut seen = 0;
     each(&mut command, &mut seen);
-    assert_eq!(seen, 13);
+    assert_eq!(seen, 14);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! (DESIGN section 8). So telemetry and the admin interface have a multi-thread runtime of their own, with one worker.
 
 mod instruments;
+pub mod log_level;
 pub mod metrics;
 pub mod tap;
 
@@ -27,12 +28,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
-use crate::admin::{self, AdminError, StatusSource};
+use crate::admin::{self, AdminError, Offers, StatusSource};
 use crate::config::LogFormat;
 
 pub use instruments::{BatchClosed, FlowInstruments, Instruments, MemcachedInstruments};
+pub use log_level::LogLevelError;
 pub use tap::{PassedEvent, Taps};
 
 /// What is logged, in `tracing-subscriber`'s filter language: `info`, `evrepl=debug,rdkafka=warn`.
@@ -77,21 +80,20 @@ pub enum TelemetryError {
     Unfinished { limit: Duration },
 }
 
-/// Starts logging, to standard error: `EVREPL_LOG` says what, `info` unless it is set.
+/// Starts logging, to standard error: `EVREPL_LOG` says what, `info` unless it is set, until [`log_level::set`] does.
 ///
 /// # Errors
 ///
 /// [`TelemetryError::Filter`], or [`TelemetryError::Twice`]: there is one logger a process.
 pub fn start_logging(format: LogFormat) -> Result<(), TelemetryError> {
-    let filter = log_filter(env::var_os(LOG_VARIABLE))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    let started = match format {
-        LogFormat::Text => subscriber.with_ansi(io::stderr().is_terminal()).finish().try_init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).finish().try_init(),
+    let filter = log_level::reloadable(log_filter(env::var_os(LOG_VARIABLE))?);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    started.map_err(TelemetryError::Twice)
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+    subscriber.try_init().map_err(TelemetryError::Twice)
 }
 
 fn log_filter(set: Option<OsString>) -> Result<EnvFilter, TelemetryError> {
@@ -218,7 +220,11 @@ impl TelemetryHandle {
             tokio::net::TcpListener::from_std(listener).map_err(failed)?
         };
         let mut stopped = stop.subscribe();
-        let registry = self.registry.clone();
+        let offers = Offers {
+            source,
+            registry: self.registry.clone(),
+            taps: self.instruments.taps(),
+        };
         let (ended, served) = channel();
         self.served.push(served);
         runtime.spawn(async move {
@@ -226,7 +232,7 @@ impl TelemetryHandle {
                 // Nothing is ever sent: it ends when the sender goes.
                 let _ = stopped.changed().await;
             };
-            if let Err(error) = admin::serve(listener, source, registry, stop).await {
+            if let Err(error) = admin::serve(listener, offers, stop).await {
                 tracing::error!(%error, "the admin interface ended");
             }
             drop(ended);
