@@ -76,6 +76,18 @@ pub enum Dirtied {
     },
 }
 
+impl Dirtied {
+    /// The public name of the reason.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Dirtied::SessionLost => "session_lost",
+            Dirtied::LookAgain => "look_again",
+            Dirtied::SourceAway => "source_away",
+            Dirtied::Later { .. } => "later",
+        }
+    }
+}
+
 /// A destination server that keys wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitingFor<'a> {

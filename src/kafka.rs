@@ -796,6 +796,8 @@ fn one(at: &TopicPartition) -> TopicPartitionList {
 pub struct Produce<'a> {
     /// Topic to produce to.
     pub topic: &'a str,
+    /// Partition of it; that of the key when absent.
+    pub partition: Option<i32>,
     /// Record key: the cache key.
     pub key: Option<&'a [u8]>,
     /// Record value.
@@ -908,7 +910,7 @@ impl Producer {
             });
         }
         let mut out = FutureRecord::<[u8], [u8]>::to(record.topic);
-        (out.key, out.payload) = (record.key, record.value);
+        (out.key, out.payload, out.partition) = (record.key, record.value, record.partition);
         if !record.headers.is_empty() {
             out = out.headers(headers);
         }

@@ -14,6 +14,7 @@
 //! 8. [`actors::cache_writer`] checks the [`stamps`], writes memcached, raises the tick and answers; the ack travels back,
 //!    each event gets its [`outcome`], and the watermark is committed.
 //!
+//! Small writes of our own go the same way, by which a dead path is noticed ([`canary`]).
 //! An event that panics whoever has it in hand is found by [`suspects`] and becomes a dead letter.
 //! Bounded mailboxes are in [`handoff`], what the actors of a flow share in [`relay`], of the agent in [`agent`];
 //! [`actors::region_supervisor`] is the root of the tree and [`run`] starts it.
@@ -23,6 +24,7 @@ pub mod admin;
 pub mod agent;
 pub mod backoff;
 pub mod breaker;
+pub mod canary;
 pub mod certs;
 pub mod cli;
 pub mod clock_offset;

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::canary;
 use crate::event::TraceContext;
 use crate::handoff::MailboxGauge;
 use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
@@ -682,7 +683,7 @@ impl Lane {
             let extra = extra.get_or_insert_default();
             match name {
                 "traceparent" => extra.trace = TraceContext::parse(value),
-                "evrepl-canary" => extra.canary = Some(String::from_utf8_lossy(value).into()),
+                canary::HEADER => extra.canary = Some(String::from_utf8_lossy(value).into()),
                 _ => {}
             }
             extra.headers.push((name.into(), value.into()));

@@ -1,5 +1,6 @@
 //! A running region as status and metrics see it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
@@ -7,11 +8,13 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use crate::admin::{
-    AgentStatus, BreakerStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus,
-    MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, Status, StatusSource, WaitingFor,
+    AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
+    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, Status, StatusSource,
+    WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
 use crate::breaker::ShownBreaker;
+use crate::canary::PathView;
 use crate::config::Config;
 use crate::handoff::Mailboxes;
 use crate::misses::LIKELY_CAUSES;
@@ -132,6 +135,12 @@ impl Region {
                 seconds_ago: (now - last.found).as_secs_f64(),
                 spans_seconds: last.spans.map(|spans| spans.as_secs_f64()),
             }),
+            canaries: view
+                .canaries
+                .views()
+                .into_iter()
+                .map(|(cache, path)| self.canary(cache, path, now))
+                .collect(),
             ..FlowStatus::default()
         }
     }
@@ -178,6 +187,28 @@ impl Region {
                 expires_in_seconds: left(until),
             })
             .collect()
+    }
+
+    fn canary(&self, cache: usize, path: PathView, now: Instant) -> CanaryStatus {
+        let named = |counts: BTreeMap<&'static str, u64>| {
+            let named = counts.into_iter().map(|(reason, count)| (reason.to_owned(), count));
+            named.collect()
+        };
+        CanaryStatus {
+            cache: self.config.caches[cache].name.clone(),
+            dead: path.dead.is_some(),
+            dead_seconds: path
+                .dead
+                .map(|since| now.saturating_duration_since(since).as_secs_f64()),
+            why: path.why,
+            expected: path.expected,
+            age_seconds: path.age.map(|age| age.as_secs_f64()),
+            lag_seconds: path.lag.map(|lag| lag.as_secs_f64()),
+            written: path.written,
+            failed: named(path.failed),
+            arrived: path.arrived,
+            lost: named(path.lost),
+        }
     }
 
     fn agent(&self, now: Instant) -> AgentStatus {
@@ -299,6 +330,10 @@ impl StatusSource for Region {
             let detail = kafka.unwrap_or_else(|| "answers".to_owned());
             checks.push(check(&format!("kafka {}", view.name), ok, false, detail));
             checks.push(retention_check(view));
+            for (cache, path) in view.canaries.views() {
+                let name = format!("path {} {}", view.name, self.config.caches[cache].name);
+                checks.push(check(&name, path.dead.is_none(), false, path.why));
+            }
         }
         Readiness::of(checks)
     }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::breaker::{BreakerState, ShownBreaker};
+use crate::canary::{Ended, Paths};
 use crate::config::Config;
 use crate::event::{Op, TraceContext};
 use crate::handoff::Mailboxes;
@@ -35,6 +36,14 @@ pub struct Ticket {
     pub consumer: u32,
     /// The event's number in that consumer's tracker.
     pub seq: Seq,
+}
+
+impl Ticket {
+    /// A canary's: no partition consumer has it, so it is in no account, and nobody is told what became of it but its path.
+    pub const CANARY: Ticket = Ticket {
+        consumer: u32::MAX,
+        seq: 0,
+    };
 }
 
 /// An event on its way through a lane. It holds a permit unless it waits as a dirty key.
@@ -77,6 +86,11 @@ pub struct HeldEvent {
 }
 
 impl HeldEvent {
+    /// It is a canary ([`crate::canary`]): never dirty, never parked, in no account.
+    pub fn is_canary(&self) -> bool {
+        self.ticket == Ticket::CANARY
+    }
+
     /// The writer's trace.
     pub fn trace(&self) -> Option<TraceContext> {
         self.extra.as_ref().and_then(|extra| extra.trace)
@@ -404,6 +418,8 @@ pub struct FlowView {
     waits: Mutex<HashMap<(usize, usize), Vec<WaitView>>>,
     /// The flow drains.
     pub draining: AtomicBool,
+    /// What canaries say of the path of each cache.
+    pub canaries: Paths,
     /// Sessions begun after the first one.
     pub reconnects: AtomicU64,
     /// How often partitions were assigned.
@@ -456,6 +472,7 @@ impl FlowView {
             links: Mutex::new(vec![None; config.flow.lanes]),
             waits: Mutex::default(),
             draining: AtomicBool::new(false),
+            canaries: Paths::new(config, peer),
             reconnects: AtomicU64::new(0),
             rebalances: AtomicU64::new(0),
             retention: Mutex::default(),
@@ -591,6 +608,11 @@ impl FlowView {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)[lane] = Some(view);
     }
 
+    /// Whether it drains.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
     /// Whether the peer is there: a lane has a session.
     pub fn has_session(&self) -> bool {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
@@ -632,6 +654,7 @@ impl FlowView {
         self.incarnation.fetch_add(1, SeqCst);
         self.pulses.clear();
         self.accounts.retire_all(floor);
+        self.canaries.went_down();
         self.waits.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.retries.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for link in self.links.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
@@ -734,6 +757,20 @@ impl FlowShared {
         }
         self.permits.give(&reports.permits);
         reports.permits.clear();
+        reports.canaries.drain(..).for_each(|ended| self.canary_ended(&ended));
+    }
+
+    fn canary_ended(&self, ended: &Ended) {
+        if !self.is_current() {
+            return;
+        }
+        let lag = ended.lag();
+        if ended.lost.is_none() {
+            let cache = &self.config.caches[usize::from(ended.cache)].name;
+            self.metrics.canary_acked(cache, lag.as_secs_f64());
+        }
+        let paths = &self.view.canaries;
+        paths.with(ended.cache, |path| path.ended(ended, lag, Instant::now()));
     }
 
     /// The partition consumers of the flow that still run.
@@ -774,7 +811,7 @@ impl FlowShared {
     /// Counts what a read has seen of a server, by its number through all caches: once for each read.
     pub fn count_misses(&self, server: usize, seen: &[HeldItem]) {
         let mut counts = Counts::default();
-        for item in seen {
+        for item in seen.iter().filter(|item| !item.event.is_canary()) {
             // Of a deleted key nothing was to be found.
             counts.looks += u64::from(!matches!(item.seen, Seen::Nothing(Outcome::Deleted)));
             counts.missing += u64::from(matches!(item.seen, Seen::Nothing(Outcome::Missing)));
@@ -836,12 +873,17 @@ pub struct Reports {
     /// Where the last one went: events come in runs of one partition.
     last: usize,
     permits: PerServer,
+    canaries: Vec<Ended>,
 }
 
 impl Reports {
     /// An event that held a permit ended.
     pub fn finished(&mut self, event: &HeldEvent, outcome: Outcome) {
         permits::add(&mut self.permits, event.server.into(), 1);
+        if event.is_canary() {
+            self.canaries.push(Ended::of(event, outcome));
+            return;
+        }
         self.push(event.ticket, Fate::Finished(outcome));
     }
 
@@ -850,10 +892,18 @@ impl Reports {
         self.push(ticket, Fate::Finished(outcome));
     }
 
-    /// An event gave its permit up and waits as dirty.
+    /// An event gave its permit up and waits as dirty. A canary does not wait: it is to be dropped ([`Reports::lost`]).
     pub fn dirty(&mut self, event: &HeldEvent) {
         permits::add(&mut self.permits, event.server.into(), 1);
+        if event.is_canary() {
+            return;
+        }
         self.push(event.ticket, Fate::Dirty);
+    }
+
+    /// A canary that gave its permit up is dropped, for this reason.
+    pub fn lost(&mut self, canary: &HeldEvent, reason: &'static str) {
+        self.canaries.push(Ended::lost(canary, reason));
     }
 
     /// A dirty event has a permit again.

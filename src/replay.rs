@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use tokio::sync::mpsc;
 
+use crate::canary;
 use crate::config::Config;
 use crate::event::{self, Event};
 use crate::hlc;
@@ -233,6 +234,7 @@ async fn one_topic(
                 let headers = parking::borrowed(&record.headers);
                 let out = Produce {
                     topic: to,
+                    partition: None,
                     key: record.key.as_deref(),
                     value: record.value.as_deref(),
                     headers: &headers,
@@ -346,7 +348,7 @@ enum Skip {
 fn prepare(found: &Found, region: &str, request: &Request) -> Result<RetryRecord, Skip> {
     let header = |name: &str| found.headers.iter().rev().find(|(known, _)| **known == *name);
     let other_peer = || header("evrepl-peer").is_none_or(|(_, peer)| **peer != *request.peer.as_bytes());
-    if header("evrepl-canary").is_some() || (request.dead_letter && other_peer()) {
+    if header(canary::HEADER).is_some() || (request.dead_letter && other_peer()) {
         return Err(Skip::NotMeant);
     }
     let produced_at = Parked::read(&found.headers)

@@ -14,6 +14,7 @@ use crate::actors::flow_supervisor::FlowParts;
 use crate::actors::region_supervisor::{EXIT_GAVE_UP, RegionSupervisor, Terminate};
 use crate::admin::AdminError;
 use crate::agent::AgentShared;
+use crate::canary;
 use crate::config::Config;
 use crate::handoff::Mailboxes;
 use crate::hashing::{HashKind, Ring, RingServer};
@@ -144,6 +145,7 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     instruments.register_source(region);
     let producer = Producer::new(&config.kafka, &config.node)?;
     let topics = topics::keep(config.clone());
+    let canaries = canary::keep(config.clone(), views.clone(), producer.clone());
 
     let exit = Arc::new(AtomicI32::new(0));
     let consumer_ids = Arc::new(AtomicU32::new(0));
@@ -216,7 +218,7 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     if let Err(error) = system.run() {
         tracing::error!(%error, "system ended with an error");
     }
-    drop((topics, watchdog));
+    drop((topics, canaries, watchdog));
     if let Err(error) = telemetry.shutdown(TELEMETRY_LIMIT) {
         tracing::warn!(%error, "telemetry");
     }

@@ -331,6 +331,7 @@ impl Writer {
         let header = traceparent.as_ref().map(|text| [("traceparent", &text[..])]);
         let record = Produce {
             topic: &cache.topic,
+            partition: None,
             key: Some(key),
             value: Some(&value),
             headers: header.as_ref().map_or(&[], |header| header),
@@ -366,14 +367,14 @@ fn wall_ms() -> u64 {
         .map_or(0, |since| since.as_millis() as u64)
 }
 
-fn hash_kind(kind: config::HashKind) -> HashKind {
+pub(crate) fn hash_kind(kind: config::HashKind) -> HashKind {
     match kind {
         config::HashKind::Ketama => HashKind::Ketama,
         config::HashKind::Consistent => HashKind::Consistent,
     }
 }
 
-fn ring_servers(servers: &[config::Server]) -> Vec<RingServer> {
+pub(crate) fn ring_servers(servers: &[config::Server]) -> Vec<RingServer> {
     let server = |server: &config::Server| RingServer {
         address: server.address.clone(),
         ring_name: server.ring_name.clone(),

@@ -486,9 +486,14 @@ impl CacheReader {
 
     /// While the server does not answer: one key goes as a probe when it is time, everything else waits as dirty.
     fn set_aside(&mut self, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
+        let due = self.breaker.probe_at().is_some_and(|at| at <= now);
+        if due && self.ready.is_empty() && self.dirty.is_empty() && !self.acquiring {
+            // Nobody waits who could ask: what comes does, or a path that has only canaries would never live again.
+            let first = self.next_inbound();
+            self.ready.extend(first);
+        }
         if self.ready.is_empty() {
             self.shelve(&Dirtied::SourceAway, now);
-            let due = self.breaker.probe_at().is_some_and(|at| at <= now);
             // One of the waiting keys asks whether the server is back; the others wait on.
             if due
                 && !self.acquiring
@@ -776,8 +781,9 @@ impl CacheReader {
                 }
                 Looked::Hit { ttl, .. } if event.op == Op::Touch && !event.full => Seen::Touch(expiry(ttl)),
                 Looked::Hit { value, flags, ttl } => {
-                    value_bytes += value.len();
-                    values += 1;
+                    // A canary's size says nothing of the application's values.
+                    value_bytes += if event.is_canary() { 0 } else { value.len() };
+                    values += usize::from(!event.is_canary());
                     Seen::Value {
                         value,
                         flags,
@@ -878,6 +884,10 @@ impl CacheReader {
     /// An event whose permit was given up waits as its key's one event, or is parked: when there is no room for another key,
     /// or nobody who could wait for it.
     fn hold_dirty(&mut self, mut event: HeldEvent, why: Dirtied, now: Instant, reports: &mut Reports) {
+        if event.is_canary() {
+            reports.lost(&event, why.name());
+            return;
+        }
         let leaves = !self.leaving.is_empty() && self.leaving.contains(&event.ticket.consumer);
         if (leaves || (self.crowded() && !self.dirty.contains(event.cache, &event.key))) && self.can_park() {
             event.key = Bytes::copy_from_slice(&event.key);
@@ -894,13 +904,7 @@ impl CacheReader {
         // The key alone, or one waiting key would keep a whole chunk's buffer.
         event.key = Bytes::copy_from_slice(&event.key);
         (event.probe, event.missed, event.full) = (false, false, true);
-        let reason = match &why {
-            Dirtied::SessionLost => "session_lost",
-            Dirtied::LookAgain => "look_again",
-            Dirtied::SourceAway => "source_away",
-            Dirtied::Later { .. } => "later",
-        };
-        self.parts.shared.metrics.count_look_again(reason);
+        self.parts.shared.metrics.count_look_again(why.name());
         let held = self.dirty.held(event.cache, &event.key);
         let wins = held.is_none_or(|held| self.parts.shared.survives(&event, held));
         if let Some(older) = self.dirty.insert_judged(event, why, now, wins) {
@@ -909,6 +913,10 @@ impl CacheReader {
     }
 
     fn join(&mut self, mut event: HeldEvent, now: Instant, reports: &mut Reports) {
+        if event.is_canary() {
+            reports.lost(&event, Outcome::Superseded.name());
+            return;
+        }
         event.key = Bytes::copy_from_slice(&event.key);
         event.op = merged(Op::Set, event.op);
         event.full = true;
@@ -1007,6 +1015,7 @@ async fn park_one(event: HeldEvent, shared: &FlowShared, producer: &Producer) ->
     let headers = parking::borrowed(&record.headers);
     let record = Produce {
         topic: &record.topic,
+        partition: None,
         key: Some(&event.key),
         value: Some(&record.value),
         headers: &headers,

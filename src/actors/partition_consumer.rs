@@ -16,6 +16,7 @@ use futures_util::StreamExt;
 use hashbrown::HashMap;
 use tokio::time::Instant;
 
+use crate::canary::Path;
 use crate::config::OnSet;
 use crate::event::{self, Op};
 use crate::failpoint;
@@ -100,6 +101,8 @@ pub struct PartitionConsumer {
     waiting: Option<SpawnHandle>,
     /// A chunk is being handed on.
     working: bool,
+    /// Canaries in what waits for permits.
+    canaries: usize,
     dead_letters: usize,
     /// It waits before it takes another chunk of retry records.
     held_back: bool,
@@ -127,6 +130,7 @@ impl PartitionConsumer {
             newest: HashMap::default(),
             waiting: None,
             working: false,
+            canaries: 0,
             dead_letters: 0,
             held_back: false,
             last_retry: None,
@@ -153,6 +157,9 @@ impl Actor for PartitionConsumer {
         if !self.parts.queue.attach(ready, revoke) {
             // Revoked before it began: it has consumed nothing.
             self.retire(ctx);
+        } else if !self.parts.retry {
+            let (id, partition) = (self.parts.id, self.parts.queue.at.partition);
+            self.path(|path| path.own(id, partition, Instant::now()));
         }
     }
 }
@@ -196,6 +203,9 @@ impl Handler<RevokePartition> for PartitionConsumer {
             // These hold no permit yet: nothing of theirs is anywhere else.
             ctx.cancel_future(waiting);
             self.working = false;
+            for _ in 0..std::mem::take(&mut self.canaries) {
+                self.path(|path| path.dropped("released"));
+            }
         }
         let left = |at: Instant| at.saturating_duration_since(Instant::now());
         ctx.run_later(left(revoke.park_at), |act, ctx| act.park_rest(ctx));
@@ -290,11 +300,15 @@ impl PartitionConsumer {
         fail::fail_point!("partition_consumer_chunk");
         let mut events: Vec<HeldEvent> = Vec::with_capacity(chunk.records.len());
         let mut poisoned = Vec::new();
+        let mut canaries = Vec::new();
         self.newest.clear();
         for record in &chunk.records {
             self.first.get_or_insert(record.offset);
-            if record.extra.as_ref().is_some_and(|extra| extra.canary.is_some()) {
+            if let Some(peer) = record.extra.as_ref().and_then(|extra| extra.canary.as_deref()) {
                 self.tracker.pass(record.offset);
+                if peer == self.parts.shared.peer().region && !self.parts.retry {
+                    self.take_canary(chunk, record, careful, &mut canaries);
+                }
                 continue;
             }
             let seq = self.tracker.open(record.offset);
@@ -327,7 +341,49 @@ impl PartitionConsumer {
             self.parts.shared.lag(Stage::Consumed, newest.produced_at());
         }
         self.bury(poisoned, ctx);
+        events.append(&mut canaries);
         events
+    }
+
+    /// A canary for this peer: it goes on beside the chunk's events, unless it would only wait.
+    fn take_canary(&self, chunk: &Chunk, record: &RecordEntry, careful: bool, canaries: &mut Vec<HeldEvent>) {
+        let shared = &self.parts.shared;
+        let lost = |reason| self.path(|path| path.dropped(reason));
+        if careful {
+            // It must be in nobody's way who looks for what panics.
+            lost("suspects");
+            return;
+        }
+        if !shared.view.has_session() {
+            lost("no_session");
+            return;
+        }
+        let event = match self.read(chunk, record, Ticket::CANARY.seq, &chunk.key(record)) {
+            Ok(Some(event)) => HeldEvent {
+                ticket: Ticket::CANARY,
+                ..event
+            },
+            Ok(None) => {
+                lost(Outcome::Filtered.name());
+                return;
+            }
+            Err(_) => {
+                lost("unreadable");
+                return;
+            }
+        };
+        match canaries.iter_mut().find(|older| older.key == event.key) {
+            Some(older) => {
+                *older = event;
+                lost(Outcome::Superseded.name());
+            }
+            None => canaries.push(event),
+        }
+    }
+
+    /// Does something with the path of this cache, if canaries show it.
+    fn path(&self, work: impl FnOnce(&mut Path)) {
+        self.parts.shared.view.canaries.with(self.parts.cache, work);
     }
 
     /// One record as an event; `None` when it is not for this peer, an error's stable reason when it is poison.
@@ -399,7 +455,15 @@ impl PartitionConsumer {
     fn hand_on(&mut self, Group { events, offsets }: Group, ctx: &mut Context<Self>) {
         self.working = true;
         let count = events.len();
-        let seqs: Vec<Seq> = events.iter().map(|event| event.ticket.seq).collect();
+        let mut seqs: Vec<Seq> = Vec::with_capacity(count);
+        // Canaries are in no account.
+        seqs.extend(
+            events
+                .iter()
+                .filter(|event| !event.is_canary())
+                .map(|event| event.ticket.seq),
+        );
+        self.canaries = count - seqs.len();
         let shares = self.split(events);
         let shared = self.parts.shared.clone();
         let readers = self.parts.readers.clone();
@@ -424,6 +488,9 @@ impl PartitionConsumer {
             act.waiting = None;
             act.working = false;
             let Some((places, mut taken)) = taken else { return };
+            for _ in 0..std::mem::take(&mut act.canaries) {
+                act.path(Path::taken);
+            }
             for seq in seqs {
                 act.tracker.hold(seq, Hold::InFlight);
             }
@@ -589,6 +656,10 @@ impl PartitionConsumer {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.parts.id);
+        if !shared.going_down.load(SeqCst) {
+            let id = self.parts.id;
+            self.path(|path| path.disown(id, Instant::now()));
+        }
         shared.view.accounts.retire(self.parts.id, &self.tracker.accounts());
         self.parts.ended.do_send(PartitionEnded(self.parts.id));
         ctx.stop();
@@ -668,6 +739,7 @@ impl DeadLetter {
         }
         let record = Produce {
             topic,
+            partition: None,
             key: self.key.as_deref(),
             value: self.value.as_deref(),
             headers: &headers,

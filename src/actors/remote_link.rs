@@ -639,6 +639,10 @@ struct DirtyKeys {
 impl DirtyKeys {
     fn add(&mut self, shared: &FlowShared, event: HeldEvent, why: Dirtied, reports: &mut Reports) {
         reports.dirty(&event);
+        if event.is_canary() {
+            reports.lost(&event, why.name());
+            return;
+        }
         let reader = shared.server_number(event.cache, &event.key);
         match self.keys.iter_mut().find(|(number, _)| *number == reader) {
             Some((_, keys)) => keys.push((event, why)),

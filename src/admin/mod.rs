@@ -25,8 +25,9 @@ use tokio::sync::watch;
 use crate::telemetry::Taps;
 
 pub use status::{
-    AgentStatus, BreakerStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus, MailboxStatus,
-    MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, Status, StatusSource, WaitingFor,
+    AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
+    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, Status, StatusSource,
+    WaitingFor,
 };
 
 /// Why the admin interface cannot be offered. Retrying helps only once somebody has changed something.

@@ -121,6 +121,36 @@ pub struct FlowStatus {
     pub last_retention_gap: Option<RetentionGap>,
     /// Own memcached servers on which many keys that were set are missing; empty when all is well.
     pub mass_misses: Vec<MassMisses>,
+    /// What canaries say of the path of each cache; empty when `canary.interval` is 0.
+    pub canaries: Vec<CanaryStatus>,
+}
+
+/// The path to the peer for one cache, as canaries show it. They are in no account.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CanaryStatus {
+    /// The cache.
+    pub cache: String,
+    /// None arrives that should, or none can be written.
+    pub dead: bool,
+    /// For how long it is dead.
+    pub dead_seconds: Option<f64>,
+    /// How it fares, in words.
+    pub why: String,
+    /// Canaries are to arrive at this node: it has a partition of the cache's topic.
+    pub expected: bool,
+    /// Now minus the time at which the newest that arrived was produced; `null` until one has arrived.
+    pub age_seconds: Option<f64>,
+    /// From produced-at to the peer's ack, of the newest that arrived.
+    pub lag_seconds: Option<f64>,
+    /// Written by this node, and acknowledged by Kafka.
+    pub written: u64,
+    /// Attempts of this node to write one that failed, by reason: `memcached` or `kafka`.
+    pub failed: BTreeMap<String, u64>,
+    /// Applied by the peer, heard by this node.
+    pub arrived: u64,
+    /// Taken from Kafka by this node and dropped, by reason.
+    pub lost: BTreeMap<String, u64>,
 }
 
 /// The circuit breaker of a memcached server.

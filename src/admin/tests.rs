@@ -120,6 +120,14 @@ fn one_flow() -> Status {
                 since_seconds: 3.0,
                 likely_causes: "evictions".to_owned(),
             }],
+            canaries: vec![CanaryStatus {
+                cache: "sessions".to_owned(),
+                age_seconds: Some(0.75),
+                written: 5,
+                arrived: 4,
+                failed: [("kafka".to_owned(), 1)].into(),
+                ..CanaryStatus::default()
+            }],
             ..FlowStatus::default()
         }],
         agent: AgentStatus {
@@ -376,6 +384,7 @@ fn record_everything(instruments: &Instruments) {
         raw: 12_000,
         wire: 4_000,
     });
+    instruments.flow("us-east-1->eu-west-1").canary_acked("sessions", 0.05);
     instruments.count_restart("remote_link");
     instruments.count_look_again("us-east-1->eu-west-1", "session_lost");
     let calls = instruments.memcached("sessions", "10.0.0.1:11211", "look");

@@ -65,6 +65,8 @@ section! {
         pub memcached: Memcached as Sub = Memcached::default(),
         /// When it is worth a warning that keys are missing.
         pub misses: Misses as Sub = Misses::default(),
+        /// Writes of evrepl's own that show whether each path lives, and its lag without traffic.
+        pub canary: Canary as Sub = Canary::default(),
     }
 }
 
@@ -385,6 +387,24 @@ section! {
         pub min_events: usize as Count<1> = 100,
         /// The time in which looks are counted. Default: `"10s"`.
         pub within: Duration as Time = seconds(10),
+    }
+}
+
+section! {
+    /// Writes of evrepl's own that go the whole way to each peer: they show whether each path lives, and its lag without
+    /// traffic.
+    #[derive(Debug)]
+    pub struct Canary {
+        /// How often one is written for each cache and peer; `0s` writes none. A path is dead when none has arrived for three
+        /// of these and half a second. Default: `"0s"`.
+        pub interval: Duration as Time<0> = Duration::ZERO,
+    }
+}
+
+impl Canary {
+    /// Canaries are written.
+    pub fn is_on(&self) -> bool {
+        !self.interval.is_zero()
     }
 }
 

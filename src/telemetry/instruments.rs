@@ -12,7 +12,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
 
 use super::metrics::{
-    self, BATCH_BYTES, BATCH_ITEMS, COMPRESSION_RATIO, MEMCACHED_CALLS, MEMCACHED_FAILURES, STAGE_LAG,
+    self, BATCH_BYTES, BATCH_ITEMS, CANARY_LAG, COMPRESSION_RATIO, MEMCACHED_CALLS, MEMCACHED_FAILURES, STAGE_LAG,
 };
 use super::tap::Taps;
 use crate::admin::{Status, StatusSource};
@@ -27,6 +27,7 @@ pub struct Instruments {
     batch_items: Histogram<f64>,
     batch_bytes: Histogram<f64>,
     compression_ratio: Histogram<f64>,
+    canary_lag: Histogram<f64>,
     memcached_calls: Histogram<f64>,
     memcached_failures: Counter<u64>,
     restarts: Tally,
@@ -43,6 +44,7 @@ impl Instruments {
             batch_items: BATCH_ITEMS.histogram(meter),
             batch_bytes: BATCH_BYTES.histogram(meter),
             compression_ratio: COMPRESSION_RATIO.histogram(meter),
+            canary_lag: CANARY_LAG.histogram(meter),
             memcached_calls: MEMCACHED_CALLS.histogram(meter),
             memcached_failures: MEMCACHED_FAILURES.counter(meter),
             restarts: Tally::default(),
@@ -85,6 +87,7 @@ impl Instruments {
                 batch_items: self.batch_items.clone(),
                 batch_bytes: self.batch_bytes.clone(),
                 compression_ratio: self.compression_ratio.clone(),
+                canary_lag: self.canary_lag.clone(),
                 batches: Tally::default(),
                 raw_bytes: AtomicU64::new(0),
                 wire_bytes: AtomicU64::new(0),
@@ -192,6 +195,7 @@ pub struct FlowInstruments {
     batch_items: Histogram<f64>,
     batch_bytes: Histogram<f64>,
     compression_ratio: Histogram<f64>,
+    canary_lag: Histogram<f64>,
     batches: Tally,
     raw_bytes: AtomicU64,
     wire_bytes: AtomicU64,
@@ -215,6 +219,12 @@ impl FlowInstruments {
         self.batch_bytes.record(batch.wire as f64, flow);
         self.compression_ratio
             .record(batch.raw as f64 / batch.wire.max(1) as f64, flow);
+    }
+
+    /// A canary of this cache was acked, so many seconds after it was produced.
+    pub fn canary_acked(&self, cache: &str, seconds: f64) {
+        let cache = KeyValue::new("cache", cache.to_owned());
+        self.canary_lag.record(seconds, &[self.label.clone(), cache]);
     }
 
     pub(super) fn batches(&self) -> &Tally {

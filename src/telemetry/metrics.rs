@@ -8,10 +8,11 @@
 
 use opentelemetry::metrics::{AsyncInstrument, Counter, Histogram, Meter};
 use opentelemetry::{KeyValue, Value};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use super::instruments::{FlowInstruments, Instruments};
-use crate::admin::{FlowStatus, MailboxStatus, Status};
+use crate::admin::{CanaryStatus, FlowStatus, MailboxStatus, Status};
 
 /// What a metric does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,27 @@ const ACTORS: [&str; 9] = [
 /// Why a key is looked at again.
 const REASONS: [&str; 4] = ["session_lost", "look_again", "source_away", "later"];
 
+/// What does not take a canary.
+const NOT_WRITTEN: [&str; 2] = ["memcached", "kafka"];
+
+/// Why a canary is dropped that was taken from Kafka.
+const DROPPED: [&str; 14] = [
+    "no_session",
+    "session_lost",
+    "source_away",
+    "look_again",
+    "later",
+    "missing",
+    "expired",
+    "too_large",
+    "superseded",
+    "released",
+    "flow_rebuilt",
+    "suspects",
+    "unreadable",
+    "filtered",
+];
+
 /// What makes a batch leave.
 const TRIGGERS: [&str; 3] = ["bytes", "items", "linger"];
 
@@ -139,6 +161,14 @@ pub(super) static COMPRESSION_RATIO: Metric = histogram(
     &["flow"],
     "How many times smaller compression made a batch; 1 where it does not pay",
     RATIO_BOUNDS,
+);
+
+pub(super) static CANARY_LAG: Metric = histogram(
+    "evrepl_canary_lag_seconds",
+    "s",
+    &["flow", "cache"],
+    "From a canary's produced-at to the peer's ack",
+    LAG_BOUNDS,
 );
 
 pub(super) static MEMCACHED_CALLS: Metric = histogram(
@@ -386,6 +416,49 @@ pub static METRICS: &[&Metric] = &[
         },
     ),
 
+    // Canaries; nothing while they are off.
+    &gauge(
+        "evrepl_path_dead", "1", &["flow", "cache"],
+        "1 while no canary arrives that should, or none can be written: the path from memcached here to memcached there is dead",
+        |seen, say| seen.canaries().for_each(|(canary, labels)| say(canary.dead.into(), &labels)),
+    ),
+    &measured_gauge(
+        "evrepl_canary_age_seconds", "s", &["flow", "cache"],
+        "Now minus produced-at of the newest canary that arrived",
+        |seen, say| {
+            for (canary, labels) in seen.canaries() {
+                canary.age_seconds.iter().for_each(|age| say(*age, &labels));
+            }
+        },
+    ),
+    &CANARY_LAG,
+    &counter("evrepl_canaries_written_total", "{canary}", &["flow", "cache"], "Canaries that Kafka has acknowledged", |seen, say| {
+        seen.canaries().for_each(|(canary, labels)| say(canary.written, &labels));
+    }),
+    &counter(
+        "evrepl_canaries_failed_total", "{canary}", &["flow", "cache", "reason"],
+        "Canaries that could not be written, by what did not take them: `memcached` or `kafka`",
+        |seen, say| {
+            for (canary, labels) in seen.canaries() {
+                by_reason(&canary.failed, &NOT_WRITTEN, &labels, say);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_canaries_arrived_total", "{canary}", &["flow", "cache"],
+        "Canaries that the peer has applied, heard by this node",
+        |seen, say| seen.canaries().for_each(|(canary, labels)| say(canary.arrived, &labels)),
+    ),
+    &counter(
+        "evrepl_canaries_lost_total", "{canary}", &["flow", "cache", "reason"],
+        "Canaries that this node took from Kafka and dropped, by reason",
+        |seen, say| {
+            for (canary, labels) in seen.canaries() {
+                by_reason(&canary.lost, &DROPPED, &labels, say);
+            }
+        },
+    ),
+
     // The agent.
     &gauge("evrepl_agent_sessions", "{session}", &[], "Inbound sessions", |seen, say| {
         say(seen.status.agent.sessions.len() as u64, &[]);
@@ -597,9 +670,26 @@ impl Seen<'_> {
             .map(|(_, label)| (self.instruments.flow(&label.value.as_str()), label))
     }
 
+    fn canaries(&self) -> impl Iterator<Item = (&CanaryStatus, [KeyValue; 2])> {
+        self.flows().flat_map(|(flow, label)| {
+            let canaries = flow.canaries.iter();
+            canaries.map(move |canary| (canary, [label.clone(), text("cache", &canary.cache)]))
+        })
+    }
+
     fn mailboxes(&self) -> impl Iterator<Item = (&MailboxStatus, KeyValue)> {
         let mailboxes = self.status.mailboxes.iter();
         mailboxes.map(|(actor, mailbox)| (mailbox, text("actor", actor)))
+    }
+}
+
+/// Every count, and zero for each of `reasons` that was never counted.
+fn by_reason(counts: &BTreeMap<String, u64>, reasons: &[&'static str], labels: &[KeyValue], say: Say<u64>) {
+    let never = reasons.iter().filter(|reason| !counts.contains_key(**reason));
+    let counted = counts.iter().map(|(reason, count)| (reason.as_str(), *count));
+    for (reason, count) in counted.chain(never.map(|reason| (*reason, 0))) {
+        let labels: Vec<KeyValue> = labels.iter().cloned().chain([text("reason", reason)]).collect();
+        say(count, &labels);
     }
 }
 

@@ -70,6 +70,7 @@ fn the_example_explains_every_option_and_shows_its_default() {
     assert_eq!(config.drain, defaults.drain);
     assert_eq!(config.memcached, defaults.memcached);
     assert_eq!(config.misses, defaults.misses);
+    assert_eq!(config.canary, defaults.canary);
     assert_eq!(config.kafka, defaults.kafka);
     let [cache, default] = [&config.caches[0], &defaults.caches[0]];
     assert_eq!(
