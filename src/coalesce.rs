@@ -198,11 +198,14 @@ mod tests {
                 parked: 0,
                 dirty_since: None,
                 extra: None,
+                taken: Instant::now(),
+                trace: None,
             },
             seen,
             looked_at,
             session: 1,
             looked: Instant::now(),
+            seen_at: Instant::now(),
         }
     }
 

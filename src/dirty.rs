@@ -77,8 +77,8 @@ pub enum Dirtied {
 }
 
 impl Dirtied {
-    /// The public name of the reason.
-    pub fn name(&self) -> &'static str {
+    /// The public name of the reason, in metrics and traces.
+    pub const fn name(&self) -> &'static str {
         match self {
             Dirtied::SessionLost => "session_lost",
             Dirtied::LookAgain => "look_again",

@@ -126,13 +126,18 @@ impl RetryRecord {
             (NOT_BEFORE, not_before),
             (ATTEMPT, i64::from(held.parked.saturating_add(1))),
         ];
+        // What is traced goes on being traced when it comes back, below the span of this attempt.
+        let trace = held.trace.as_ref().filter(|trace| trace.exported);
+        let trace = trace.map(|trace| trace.root_context().format());
         let kept = extra.into_iter().flat_map(|extra| &extra.headers);
-        let kept = kept.filter(|(name, _)| !is_own(name)).cloned();
+        let kept = kept.filter(|(name, _)| !is_own(name) && (trace.is_none() || &**name != "traceparent"));
+        let kept = kept.cloned();
         let own = own.map(|(name, value)| number(name, value));
+        let trace = trace.map(|trace| ("traceparent".into(), Box::from(trace)));
         RetryRecord {
             topic: config.kafka.retry_topic_for(&cache.topic, &config.peers[peer].region),
             value,
-            headers: kept.chain(own).collect(),
+            headers: kept.chain(own).chain(trace).collect(),
         }
     }
 }
@@ -181,6 +186,8 @@ mod tests {
                 headers,
                 ..RecordExtra::default()
             })),
+            taken: tokio::time::Instant::now(),
+            trace: None,
         }
     }
 

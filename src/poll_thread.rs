@@ -26,6 +26,7 @@ use crate::parking::{Headers, Parked};
 use crate::pulse::Pulse;
 use crate::relay::{FlowView, wall_ms};
 use crate::retention::{Found, Reading};
+use crate::telemetry::names::SPAN_TARGET;
 
 /// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
 /// permits.
@@ -105,6 +106,8 @@ pub struct Chunk {
     data: Bytes,
     /// In offset order.
     pub records: Vec<RecordEntry>,
+    /// When its first record was taken from Kafka.
+    pub taken: Instant,
 }
 
 impl RecordEntry {
@@ -440,6 +443,13 @@ impl Rebalances {
         }
         let (mut commits, mut unfinished) = (Vec::new(), 0);
         let partitions = waiting.len();
+        let _span = tracing::info_span!(
+            target: SPAN_TARGET,
+            "revoke partitions",
+            evrepl.flow = self.settings.view.name,
+            evrepl.partitions = partitions,
+        )
+        .entered();
         for (queue, answer) in waiting {
             // The consumer answers by the deadline itself; the rest is for a thread that is slow to wake.
             let patience = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(500);
@@ -624,6 +634,8 @@ struct Lane {
     retry: bool,
     data: Vec<u8>,
     records: Vec<RecordEntry>,
+    /// When the first of them came.
+    taken: Instant,
     /// Whether retention has passed us.
     reading: Reading,
     /// A retry record whose time has not come: it goes before everything that is fetched after it.
@@ -657,11 +669,15 @@ impl Lane {
         }
         let data = Bytes::from(std::mem::take(&mut self.data));
         let records = std::mem::take(&mut self.records);
-        self.queue.push(Chunk { data, records });
+        let taken = self.taken;
+        self.queue.push(Chunk { data, records, taken });
         true
     }
 
     fn put(&mut self, key: Option<&[u8]>, value: Option<&[u8]>, entry: RecordEntry) {
+        if self.records.is_empty() {
+            self.taken = Instant::now();
+        }
         let mut put = |bytes: Option<&[u8]>| {
             let Some(bytes) = bytes else { return NULL };
             let at = self.data.len() as u32;
@@ -1044,6 +1060,7 @@ impl<'a> PollLoop<'a> {
                     queue: queue.clone(),
                     data: Vec::new(),
                     records: Vec::new(),
+                    taken: Instant::now(),
                     not_before: None,
                 });
             }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use tokio::time::Instant;
 
 use crate::admin::{
     AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
-    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, Status, StatusSource,
-    WaitingFor,
+    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus, Status,
+    StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
 use crate::breaker::ShownBreaker;
@@ -19,8 +19,8 @@ use crate::config::Config;
 use crate::handoff::Mailboxes;
 use crate::misses::LIKELY_CAUSES;
 use crate::outcome::Outcome;
-use crate::relay::{FlowView, Stage, wall_ms};
-use crate::telemetry::Instruments;
+use crate::relay::{FlowView, Stage, StageTimes, wall_ms};
+use crate::telemetry::{Instruments, PathStage};
 use crate::vitals::Vitals;
 
 /// How long a gap that retention made fails its check.
@@ -81,6 +81,7 @@ impl Region {
                 .map_or(0.0, |since| (wall_ms() - since).max(0) as f64 / 1e3),
             rebalances: view.rebalances.load(Relaxed),
             lag_seconds: lags.collect(),
+            stages: view.stage_times().map(stage).collect(),
             paused_partitions: paused as u64,
             retry_partitions_waiting: retry_partitions as u64,
             retry_next_seconds: retry_next.map(|at| at.saturating_duration_since(now).as_secs_f64()),
@@ -337,6 +338,16 @@ impl StatusSource for Region {
         }
         Readiness::of(checks)
     }
+}
+
+fn stage((stage, times): (PathStage, &StageTimes)) -> (String, StageStatus) {
+    let seconds = |us: &AtomicU64| us.load(Relaxed) as f64 / 1e6;
+    let status = StageStatus {
+        seconds_total: seconds(&times.total_us),
+        count: times.count.load(Relaxed),
+        last_seconds: seconds(&times.last_us),
+    };
+    (stage.name().to_owned(), status)
 }
 
 /// Failed for an hour after the last gap: long enough to be seen, and nothing mends it.

@@ -26,7 +26,8 @@ use crate::poll_thread::{PollCommand, RecordExtra};
 use crate::pulse::Pulses;
 use crate::retention::Gap;
 use crate::suspects::Suspects;
-use crate::telemetry::{FlowInstruments, Instruments};
+use crate::telemetry::tap::PassedEvent;
+use crate::telemetry::{EventTrace, FlowInstruments, Instruments, KeptFor, Note, PathStage, TracedEvent, Traces};
 use crate::wire::Expiry;
 
 /// Where an event came from: which partition consumer of the flow, and its number there.
@@ -83,6 +84,10 @@ pub struct HeldEvent {
     pub dirty_since: Option<Instant>,
     /// Headers, trace, and whatever else came with the record, when anything did.
     pub extra: Option<Arc<RecordExtra>>,
+    /// When its chunk was taken from Kafka.
+    pub taken: Instant,
+    /// What is traced of its way, if it is sampled.
+    pub trace: Option<Box<EventTrace>>,
 }
 
 impl HeldEvent {
@@ -91,9 +96,26 @@ impl HeldEvent {
         self.ticket == Ticket::CANARY
     }
 
-    /// The writer's trace.
-    pub fn trace(&self) -> Option<TraceContext> {
-        self.extra.as_ref().and_then(|extra| extra.trace)
+    /// The trace that the peer's spans belong to: that of our own spans, or else the writer's, if it is sampled.
+    pub fn trace_context(&self) -> Option<TraceContext> {
+        match &self.trace {
+            Some(trace) if trace.exported => Some(trace.context()),
+            _ => self.extra.as_ref()?.trace.filter(TraceContext::sampled),
+        }
+    }
+
+    /// It is at another stage of its way from now on.
+    pub fn enter(&mut self, stage: PathStage, now: Instant) {
+        if let Some(trace) = &mut self.trace {
+            trace.enter(stage, now);
+        }
+    }
+
+    /// Something happened to it, which its trace shows.
+    pub fn note(&mut self, note: impl FnOnce() -> Note, now: Instant) {
+        if let Some(trace) = &mut self.trace {
+            trace.note(note(), now);
+        }
     }
 }
 
@@ -149,6 +171,8 @@ pub struct HeldItem {
     pub session: u64,
     /// When the read was sent.
     pub looked: Instant,
+    /// When it was answered.
+    pub seen_at: Instant,
 }
 
 impl HeldItem {
@@ -300,6 +324,17 @@ impl Stage {
     }
 }
 
+/// How long events took for one stage of their path: of one event an ack, those of all stages of the same event.
+#[derive(Debug, Default)]
+pub struct StageTimes {
+    /// Microseconds of all that were measured.
+    pub total_us: AtomicU64,
+    /// How many were measured.
+    pub count: AtomicU64,
+    /// Microseconds of the last one.
+    pub last_us: AtomicU64,
+}
+
 /// What `/status` shows of a link.
 #[derive(Clone, Debug)]
 pub struct LinkView {
@@ -414,6 +449,7 @@ pub struct FlowView {
     /// Bytes in flight now.
     pub in_flight_bytes: AtomicU64,
     lag_us: [AtomicI64; Stage::ALL.len()],
+    stages: [StageTimes; PathStage::PASSED.len()],
     links: Mutex<Vec<Option<LinkView>>>,
     waits: Mutex<HashMap<(usize, usize), Vec<WaitView>>>,
     /// The flow drains.
@@ -469,6 +505,7 @@ impl FlowView {
             accounts: FlowAccounts::default(),
             in_flight_bytes: AtomicU64::new(0),
             lag_us: [const { AtomicI64::new(-1) }; Stage::ALL.len()],
+            stages: Default::default(),
             links: Mutex::new(vec![None; config.flow.lanes]),
             waits: Mutex::default(),
             draining: AtomicBool::new(false),
@@ -603,6 +640,11 @@ impl FlowView {
         (us >= 0).then_some(us as f64 / 1e6)
     }
 
+    /// How long the stages of the path took, in its order.
+    pub fn stage_times(&self) -> impl Iterator<Item = (PathStage, &StageTimes)> {
+        PathStage::PASSED.into_iter().zip(&self.stages)
+    }
+
     /// Replaces what is known of a lane's link.
     pub fn set_link(&self, lane: usize, view: LinkView) {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)[lane] = Some(view);
@@ -701,6 +743,8 @@ pub struct FlowShared {
     pub going_down: AtomicBool,
     /// Which incarnation of the flow this is.
     pub incarnation: u64,
+    /// The consumer group of its source topics.
+    pub group: String,
 }
 
 impl FlowShared {
@@ -758,6 +802,9 @@ impl FlowShared {
         self.permits.give(&reports.permits);
         reports.permits.clear();
         reports.canaries.drain(..).for_each(|ended| self.canary_ended(&ended));
+        for (event, outcome) in reports.traced.drain(..) {
+            self.trace_ended(&event, outcome, None);
+        }
     }
 
     fn canary_ended(&self, ended: &Ended) {
@@ -771,6 +818,78 @@ impl FlowShared {
         }
         let paths = &self.view.canaries;
         paths.with(ended.cache, |path| path.ended(ended, lag, Instant::now()));
+    }
+
+    /// An event has passed all stages of the path, without a second look, in these times.
+    pub fn passed(&self, times: &[Duration; PathStage::PASSED.len()]) {
+        for (stage, took) in PathStage::PASSED.into_iter().zip(times) {
+            let its = &self.view.stages[stage as usize];
+            let us = took.as_micros() as u64;
+            its.total_us.fetch_add(us, Relaxed);
+            its.count.fetch_add(1, Relaxed);
+            its.last_us.store(us, Relaxed);
+            self.metrics.record_stage_seconds(stage.name(), took.as_secs_f64());
+        }
+    }
+
+    /// The traces of single events.
+    pub fn traces(&self) -> &Traces {
+        self.instruments.traces()
+    }
+
+    /// A traced event has ended, with an error or without.
+    pub fn trace_ended(&self, event: &HeldEvent, outcome: Outcome, error: Option<&str>) {
+        let Some(trace) = &event.trace else { return };
+        let cache = &self.config.caches[usize::from(event.cache)];
+        let server = usize::from(event.server) - self.caches[usize::from(event.cache)].first_server;
+        let about = TracedEvent {
+            flow: &self.view.name,
+            peer: &self.peer().region,
+            group: &self.group,
+            topic: &cache.topic,
+            cache: &cache.name,
+            server: &cache.servers[server].address,
+            key: &event.key,
+            op: event.op.name(),
+            produced_at_ms: event.produced_at_ms,
+            error,
+        };
+        self.traces().ended(&about, trace, outcome);
+        if trace.tapped {
+            let now = Instant::now();
+            let since_taken = now - trace.taken;
+            let total = Duration::from_millis((wall_ms() - event.produced_at_ms).max(0) as u64).max(since_taken);
+            self.instruments.taps().say(PassedEvent {
+                flow: about.flow.to_owned(),
+                cache: about.cache.to_owned(),
+                key: event.key.clone(),
+                op: about.op,
+                outcome: outcome.name(),
+                produced_at_ms: event.produced_at_ms,
+                total_us: total.as_micros() as u64,
+                stages: trace.stage_times(total - since_taken, now),
+                notes: trace.notes().iter().map(|(_, note)| note.describe()).collect(),
+                trace_id: trace.exported.then(|| trace.context().trace_id_hex()),
+            });
+        }
+    }
+
+    /// Traces an event that was not sampled and has failed, if there is room for one more such trace in this second. Its key
+    /// may have waited, but where it was meanwhile is not known.
+    pub fn trace_failed(&self, event: &mut HeldEvent, outcome: Outcome, error: &str) {
+        if event.trace.is_none() {
+            if !self.traces().keeps_one_more(KeptFor::Failed, wall_ms()) {
+                return;
+            }
+            let mut trace = EventTrace::begin(event.extra.as_ref().and_then(|extra| extra.trace), event.taken);
+            trace.kept_for = Some(KeptFor::Failed);
+            if let Some(since) = event.dirty_since {
+                trace.enter(PathStage::Wait, since);
+            }
+            event.trace = Some(Box::new(trace));
+        }
+        self.trace_ended(event, outcome, Some(error));
+        event.trace = None;
     }
 
     /// The partition consumers of the flow that still run.
@@ -874,6 +993,8 @@ pub struct Reports {
     last: usize,
     permits: PerServer,
     canaries: Vec<Ended>,
+    /// Events that ended and are traced.
+    traced: Vec<(HeldEvent, Outcome)>,
 }
 
 impl Reports {
@@ -884,12 +1005,19 @@ impl Reports {
             self.canaries.push(Ended::of(event, outcome));
             return;
         }
-        self.push(event.ticket, Fate::Finished(outcome));
+        self.finished_dirty(event, outcome);
     }
 
     /// An event that waited as dirty, without a permit, ended.
-    pub fn finished_dirty(&mut self, ticket: Ticket, outcome: Outcome) {
-        self.push(ticket, Fate::Finished(outcome));
+    pub fn finished_dirty(&mut self, event: &HeldEvent, outcome: Outcome) {
+        self.push(event.ticket, Fate::Finished(outcome));
+        if event.trace.is_some() {
+            let mut event = event.clone();
+            if outcome == Outcome::Superseded {
+                event.note(|| Note::Superseded, Instant::now());
+            }
+            self.traced.push((event, outcome));
+        }
     }
 
     /// An event gave its permit up and waits as dirty. A canary does not wait: it is to be dropped ([`Reports::lost`]).

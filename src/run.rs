@@ -109,12 +109,8 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     )?);
     let mailboxes = Arc::new(Mailboxes::default());
     let socket = listen("agent.listen", &config.agent.listen)?;
-    telemetry::start_logging(config.telemetry.log_format)?;
-    let mut telemetry = telemetry::start(&TelemetryOptions {
-        region: config.region.clone(),
-        node: config.node.clone(),
-        otlp_endpoint: config.telemetry.otlp_endpoint.clone(),
-    })?;
+    let mut telemetry = telemetry::start(&TelemetryOptions::of(&config))?;
+    telemetry::start_logging(config.telemetry.log_format, telemetry.tracer())?;
     let instruments = telemetry.instruments();
     let rings = rings(&config);
     let agent = Arc::new(AgentShared::new(

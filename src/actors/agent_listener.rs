@@ -194,7 +194,7 @@ async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Resu
         shared: shared.clone(),
         tick: parts.tick.clone(),
         writers: parts.writers.clone(),
-        peer: peer.region.clone(),
+        peer: peer.region.as_str().into(),
         guard,
         caches,
         limits,

@@ -26,7 +26,7 @@ use crate::wire::{
     self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items,
 };
 
-use super::cache_writer::{ApplyItems, ItemsApplied};
+use super::cache_writer::{ApplyItems, ItemsApplied, TracedItem};
 
 /// Frames to the peer that may wait for the socket. A peer that lets so many acks pile up does not read them.
 const OUT_FRAMES: usize = 256;
@@ -76,7 +76,7 @@ pub struct AgentSessionParts {
     /// By server number.
     pub writers: Vec<Handoff<ApplyItems>>,
     /// The calling region.
-    pub peer: String,
+    pub peer: Arc<str>,
     /// Its number and window.
     pub guard: SessionGuard,
     /// By the caller's cache number, our own index.
@@ -109,7 +109,7 @@ pub struct AgentSession {
     shared: Arc<AgentShared>,
     tick: Arc<AtomicU64>,
     writers: Vec<Handoff<ApplyItems>>,
-    peer: String,
+    peer: Arc<str>,
     guard: SessionGuard,
     caches: Vec<Option<u16>>,
     limits: Limits,
@@ -361,14 +361,22 @@ impl AgentSession {
                 batch: frame.id,
                 received: at,
                 held_us: frame.held_us,
+                peer: self.peer.clone(),
                 items,
             };
             if self.shared.servers[server].state() == ServerState::Away {
-                let results = part
+                let results: Vec<_> = part
                     .items
                     .iter()
                     .map(|(index, _)| (*index, Some(Status::Later)))
                     .collect();
+                for item in part
+                    .items
+                    .iter()
+                    .filter_map(|(index, item)| TracedItem::of(*index, item))
+                {
+                    item.answered(&self.shared, (&self.peer, server), (at, None), &results);
+                }
                 let tick = self.tick.load(SeqCst);
                 self.shared
                     .counts
@@ -435,8 +443,8 @@ impl AgentSession {
 
     fn end(&mut self, error: Option<SessionError>, ctx: &mut Context<Self>) {
         match error {
-            None => tracing::info!(peer = self.peer, session = self.guard.id, "session closed by peer"),
-            Some(error) => tracing::warn!(peer = self.peer, session = self.guard.id, %error, "session ended"),
+            None => tracing::info!(peer = &*self.peer, session = self.guard.id, "session closed by peer"),
+            Some(error) => tracing::warn!(peer = &*self.peer, session = self.guard.id, %error, "session ended"),
         }
         self.out = None;
         ctx.stop();
@@ -447,7 +455,7 @@ impl AgentSession {
 struct Answers {
     out: mpsc::Sender<Bytes>,
     tick: Arc<AtomicU64>,
-    peer: String,
+    peer: Arc<str>,
     clock: Arc<PeerClock>,
 }
 
@@ -488,7 +496,7 @@ async fn read_frames(
                     }
                 }
                 Frame::GoAway(away) => {
-                    tracing::info!(peer, reason = away.reason, "peer says goodbye");
+                    tracing::info!(peer = &*peer, reason = away.reason, "peer says goodbye");
                     goodbye = true;
                 }
                 Frame::Pong(_) => {}

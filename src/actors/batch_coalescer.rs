@@ -13,12 +13,14 @@ use tokio::time::Instant;
 
 use crate::coalesce::{OpenBatch, Trigger};
 use crate::config::Compression;
+use crate::event;
 use crate::failpoint;
 use crate::handoff::{Carried, Handoff};
 use crate::outcome::Outcome;
 use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{FlowShared, HeldEvent, HeldItem, LaneClock, ORIGIN_OTHER, Reports, Seen};
 use crate::telemetry::BatchClosed;
+use crate::telemetry::PathStage;
 use crate::wire::{Codec, EncodedBatch, Expiry, ItemEncoder, ItemOp, ItemRef, TraceContext};
 
 /// Items from one reader, in look order. Travels by hand-off.
@@ -41,6 +43,10 @@ pub struct ShipBatch {
     pub bytes: usize,
     /// The session all its looks were made in.
     pub session: u64,
+    /// Why it left.
+    pub trigger: Trigger,
+    /// The spans of those of its items that are traced.
+    pub members: Vec<event::TraceContext>,
 }
 
 /// What the link keeps of an item.
@@ -52,6 +58,8 @@ pub struct ShippedItem {
     pub outcome: Outcome,
     /// It only touches: with nothing there to touch, the key is looked at again.
     pub touch: bool,
+    /// When its look was sent, and answered.
+    pub looked: (Instant, Instant),
 }
 
 /// See the module.
@@ -181,8 +189,13 @@ impl BatchCoalescer {
         };
         let mut shipped = Vec::with_capacity(items.len());
         let mut bytes = 0;
-        for item in items {
+        let mut members = Vec::new();
+        for mut item in items {
             bytes += item.bytes();
+            if let Some(trace) = &mut item.event.trace {
+                trace.enter(PathStage::Link, now);
+                members.extend(trace.exported.then(|| trace.context()));
+            }
             self.encoder
                 .push(&encodable(&item, self.shared.wire_cache(item.event.cache), now));
             let (outcome, touch) = match item.seen {
@@ -194,6 +207,7 @@ impl BatchCoalescer {
                 event: item.event,
                 outcome,
                 touch,
+                looked: (item.looked, item.seen_at),
             });
         }
         let codec = match self.shared.config.batch.compression {
@@ -213,6 +227,8 @@ impl BatchCoalescer {
             items: shipped,
             bytes,
             session,
+            trigger,
+            members,
         });
         self.send(ctx);
     }
@@ -264,7 +280,7 @@ fn encodable(item: &HeldItem, cache: u16, now: Instant) -> ItemRef<'_> {
         looked_at: item.looked_at,
         age_us: now.saturating_duration_since(item.looked).as_micros() as u64,
         produced_at_ms: item.event.produced_at_ms.max(0) as u64,
-        trace: item.event.trace().map(|t| TraceContext {
+        trace: item.event.trace_context().map(|t| TraceContext {
             trace_id: t.trace_id,
             span_id: t.span_id,
             flags: t.flags,

@@ -37,6 +37,7 @@ use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{
     FlowShared, HeldEvent, HeldItem, ITEM_OVERHEAD, LaneClock, Next, Reports, Seen, Stage, WaitView, wall_ms,
 };
+use crate::telemetry::{Note, PathStage};
 
 use crate::telemetry::MemcachedInstruments;
 
@@ -422,10 +423,18 @@ impl CacheReader {
         self.parks -= 1;
         self.parking -= parked.len();
         let mut reports = Reports::default();
+        let shared = self.parts.shared.clone();
         let (mut refused, mut kept) = (None, 0);
         for (event, result) in parked {
             match result {
-                Ok(()) => reports.finished_dirty(event.ticket, Outcome::Parked),
+                Ok(()) => {
+                    let mut event = event;
+                    event.note(|| Note::Parked, now);
+                    reports.finished_dirty(&event, Outcome::Parked);
+                    if event.trace.is_none() {
+                        shared.trace_failed(&mut event, Outcome::Parked, "parked on the retry topic");
+                    }
+                }
                 Err(error) => {
                     refused = Some(error);
                     kept += 1;
@@ -654,6 +663,8 @@ impl CacheReader {
 
     fn look(&mut self, events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
         failpoint::at_keys("cache_reader_event", events.iter().map(|event| &event.key));
+        let mut events = events;
+        events.iter_mut().for_each(|event| event.enter(PathStage::Look, now));
         self.reading = true;
         self.look_began = now;
         let reserved = events.len() * (self.mean.bytes() + ITEM_OVERHEAD);
@@ -794,6 +805,8 @@ impl CacheReader {
                 // The event may be ahead of the write: once more in a moment, while others pass.
                 Looked::Miss if !event.missed && wall - event.produced_at_ms <= SECOND_LOOK_UNTIL_MS => {
                     event.missed = true;
+                    event.note(|| Note::NotThereYet, now);
+                    event.enter(PathStage::Wait, now);
                     self.missed.push_back((now + SECOND_LOOK_AFTER, event));
                     continue;
                 }
@@ -805,12 +818,20 @@ impl CacheReader {
                     continue;
                 }
             };
+            if let Some(trace) = &mut event.trace {
+                trace.value_bytes = match &seen {
+                    Seen::Value { value, .. } => Some(value.len()),
+                    Seen::Touch(_) | Seen::Nothing(_) => None,
+                };
+                trace.enter(PathStage::Coalesce, now);
+            }
             let item = HeldItem {
                 event,
                 seen,
                 looked_at: tick,
                 session,
                 looked,
+                seen_at: now,
             };
             bytes += item.bytes();
             self.outbox.push(item);
@@ -826,7 +847,8 @@ impl CacheReader {
     /// With `on_set = "invalidate"` nothing is looked at: a set or a delete removes the peer's copy, a touch touches it.
     fn invalidate(&mut self, events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
         let mut bytes = 0;
-        for event in events {
+        for mut event in events {
+            event.enter(PathStage::Coalesce, now);
             let seen = match event.op {
                 Op::Touch if !event.full => match remaining(event.ttl, event.produced_at_ms, wall_ms()) {
                     Some(expiry) => Seen::Touch(expiry),
@@ -840,6 +862,7 @@ impl CacheReader {
                 looked_at: tick,
                 session,
                 looked: now,
+                seen_at: now,
             };
             bytes += item.bytes();
             self.outbox.push(item);
@@ -901,6 +924,7 @@ impl CacheReader {
 
     fn keep_dirty(&mut self, mut event: HeldEvent, why: Dirtied, now: Instant, reports: &mut Reports) {
         event.dirty_since.get_or_insert(now);
+        self.trace_dirty(&mut event, &why, now);
         // The key alone, or one waiting key would keep a whole chunk's buffer.
         event.key = Bytes::copy_from_slice(&event.key);
         (event.probe, event.missed, event.full) = (false, false, true);
@@ -908,8 +932,20 @@ impl CacheReader {
         let held = self.dirty.held(event.cache, &event.key);
         let wins = held.is_none_or(|held| self.parts.shared.survives(&event, held));
         if let Some(older) = self.dirty.insert_judged(event, why, now, wins) {
-            reports.finished_dirty(older.ticket, Outcome::Superseded);
+            reports.finished_dirty(&older, Outcome::Superseded);
         }
+    }
+
+    /// The trace of an event whose key waits says for what.
+    fn trace_dirty(&self, event: &mut HeldEvent, why: &Dirtied, now: Instant) {
+        let Some(trace) = &mut event.trace else { return };
+        trace.note(Note::LookAgain(why.name()), now);
+        match why {
+            Dirtied::Later { server } => trace.note(Note::BreakerOpen(server.clone()), now),
+            Dirtied::SourceAway => trace.note(Note::BreakerOpen(self.parts.address.as_str().into()), now),
+            Dirtied::SessionLost | Dirtied::LookAgain => {}
+        }
+        trace.enter(PathStage::Wait, now);
     }
 
     fn join(&mut self, mut event: HeldEvent, now: Instant, reports: &mut Reports) {
@@ -917,6 +953,7 @@ impl CacheReader {
             reports.lost(&event, Outcome::Superseded.name());
             return;
         }
+        event.enter(PathStage::Wait, now);
         event.key = Bytes::copy_from_slice(&event.key);
         event.op = merged(Op::Set, event.op);
         event.full = true;
@@ -924,7 +961,7 @@ impl CacheReader {
         let held = self.dirty.held(event.cache, &event.key);
         let wins = held.is_none_or(|held| self.parts.shared.survives(&event, held));
         match self.dirty.join_judged(event, wins) {
-            Ok(older) => reports.finished_dirty(older.ticket, Outcome::Superseded),
+            Ok(older) => reports.finished_dirty(&older, Outcome::Superseded),
             Err(event) => self.hold_dirty(event, Dirtied::LookAgain, now, reports),
         }
     }

@@ -15,11 +15,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqC
 use std::time::Duration;
 
 use actix::prelude::*;
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::agent::{AgentShared, Fence, ServerState};
 use crate::backoff::Backoff;
 use crate::breaker::{Allows, Breaker, BreakerState};
+use crate::event::TraceContext;
 use crate::handoff::{Carried, Slot};
 use crate::hashing;
 use crate::memcached::{Applied, Connection, MemcachedError, Write, WriteOp};
@@ -27,6 +29,7 @@ use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::wall_ms;
 use crate::sabotage;
 use crate::stamps::{SessionId, StampTable, Verdict};
+use crate::telemetry::AnsweredItem;
 use crate::telemetry::MemcachedInstruments;
 use crate::wire::{Expiry, Item, ItemOp, Status};
 
@@ -55,6 +58,8 @@ pub struct ApplyItems {
     pub received: Instant,
     /// Microseconds that the relay held the batch after the items' ages were written.
     pub held_us: u64,
+    /// The calling region, for traces.
+    pub peer: Arc<str>,
     /// Index in the batch, and the item; `cache` is the local index.
     pub items: Vec<(u32, Item)>,
 }
@@ -95,6 +100,8 @@ struct Call {
     stuck: bool,
     /// It has taken longer than `memcached.slow_after`, and that was said.
     slow: bool,
+    /// There was nothing in it that memcached had to be asked.
+    unsent: bool,
 }
 
 impl Call {
@@ -105,6 +112,7 @@ impl Call {
             started,
             stuck: false,
             slow: false,
+            unsent: false,
         }
     }
 }
@@ -115,6 +123,64 @@ struct Answering {
     batch: u64,
     received: Instant,
     results: Vec<(u32, Option<Status>)>,
+    /// Those of its items that are traced.
+    traced: Vec<TracedItem>,
+    peer: Arc<str>,
+}
+
+/// What the spans of a traced item need of it.
+pub struct TracedItem {
+    index: u32,
+    context: TraceContext,
+    cache: u16,
+    op: ItemOp,
+    key: Bytes,
+}
+
+impl TracedItem {
+    /// Of an item, by its index in the batch, if it is traced.
+    pub fn of(index: u32, item: &Item) -> Option<TracedItem> {
+        let trace = item.trace.as_ref()?;
+        Some(TracedItem {
+            index,
+            context: TraceContext {
+                trace_id: trace.trace_id,
+                span_id: trace.span_id,
+                flags: trace.flags,
+            },
+            cache: item.cache,
+            op: item.op,
+            key: item.key.clone(),
+        })
+    }
+
+    /// Makes its spans, now that it is answered.
+    pub fn answered(
+        &self,
+        shared: &AgentShared,
+        (peer, server): (&str, usize),
+        (received, called): (Instant, Option<Instant>),
+        results: &[(u32, Option<Status>)],
+    ) {
+        let status = results.iter().find(|(index, _)| *index == self.index);
+        let status = status.and_then(|(_, status)| *status);
+        shared.instruments.traces().answered(&AnsweredItem {
+            context: self.context,
+            peer,
+            cache: &shared.config.caches[usize::from(self.cache)].name,
+            server: &shared.servers[server].address,
+            key: &self.key,
+            op: match self.op {
+                ItemOp::Set => "set",
+                ItemOp::Touch => "touch",
+                ItemOp::Remove => "delete",
+            },
+            received,
+            called,
+            answered: Instant::now(),
+            answer: status.map_or("applied", Status::name),
+        });
+    }
 }
 
 enum Link {
@@ -249,6 +315,7 @@ impl CacheWriter {
         let (call, writes) = self.collect();
         if writes.is_empty() {
             // Nothing to write: refused looks and dead sessions only.
+            let call = Call { unsent: true, ..call };
             self.answer(call, 0);
             self.advance(ctx);
             return;
@@ -346,8 +413,10 @@ impl CacheWriter {
                 continue;
             }
             let mut results = Vec::with_capacity(part.items.len());
+            let mut traced = Vec::new();
             let waited_us = now.saturating_duration_since(part.received).as_micros() as u64;
             for (index, item) in part.items {
+                traced.extend(TracedItem::of(index, &item));
                 let slot = hashing::slot_hash(&item.key);
                 if self.stamps.admit(slot, part.session, item.looked_at, now) == Verdict::LookAgain {
                     results.push((index, Some(Status::LookAgain)));
@@ -378,6 +447,8 @@ impl CacheWriter {
                 batch: part.batch,
                 received: part.received,
                 results,
+                traced,
+                peer: part.peer,
             });
         }
         sabotage::apply_late(&mut writes);
@@ -449,6 +520,10 @@ impl CacheWriter {
         for part in call.parts {
             let queued_us = call.started.saturating_duration_since(part.received).as_micros() as u64;
             self.count(&part.results);
+            for item in &part.traced {
+                let times = (part.received, (!call.unsent).then_some(call.started));
+                item.answered(&self.shared, (&part.peer, self.server), times, &part.results);
+            }
             if part.live.load(SeqCst) {
                 let (batch, server) = (part.batch, self.server);
                 part.reply.do_send(ItemsApplied {
@@ -472,6 +547,13 @@ impl CacheWriter {
                 .map(|(index, _)| (*index, Some(Status::Later)))
                 .collect();
             self.count(&results);
+            for item in part
+                .items
+                .iter()
+                .filter_map(|(index, item)| TracedItem::of(*index, item))
+            {
+                item.answered(&self.shared, (&part.peer, self.server), (part.received, None), &results);
+            }
             part.reply.do_send(ItemsApplied {
                 batch: part.batch,
                 server: self.server,

@@ -36,6 +36,7 @@ use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{
     EventsReported, Fate, FlowShared, HeldEvent, ORIGIN_OTHER, PartitionReport, Stage, Ticket, wall_ms,
 };
+use crate::telemetry::{EventTrace, Note, Sampler};
 
 use super::cache_reader::{LookAt, ParkPartition};
 
@@ -110,6 +111,8 @@ pub struct PartitionConsumer {
     last_retry: Option<Instant>,
     revoke: Option<RevokePartition>,
     careful: Careful,
+    /// Which events are traced of those without a decision of their own.
+    sampler: Sampler,
     pulse: Arc<Pulse>,
     /// The last numbers have been handed over: nothing more is taken or reported.
     ended: bool,
@@ -121,6 +124,7 @@ impl PartitionConsumer {
         PartitionConsumer {
             tracker: Tracker::new(parts.queue.generation),
             careful: Careful::new(&parts),
+            sampler: parts.shared.traces().sampler(),
             pulse: {
                 let place = format!("{}[{}]", parts.queue.at.topic, parts.queue.at.partition);
                 parts.shared.view.pulses.register("partition_consumer", place)
@@ -302,6 +306,24 @@ impl PartitionConsumer {
         let mut poisoned = Vec::new();
         let mut canaries = Vec::new();
         self.newest.clear();
+        let shared = self.parts.shared.clone();
+        let traced = shared.traces().enabled();
+        let taps = shared.instruments.taps();
+        let tapped = taps.active();
+        let partition = self.parts.queue.at.partition;
+        let cache = &shared.config.caches[usize::from(self.parts.cache)].name;
+        let trace = |sampler: &mut Sampler, event: &mut HeldEvent, offset| {
+            let context = event.extra.as_ref().and_then(|extra| extra.trace);
+            // The writer's decision, or else the ratio's.
+            let exported = traced && context.map_or_else(|| sampler.draw(), |context| context.sampled());
+            let tapped = tapped && taps.wants(cache, &event.key);
+            if exported || tapped {
+                let mut trace = EventTrace::begin(context, event.taken);
+                trace.record = Some((partition, offset));
+                (trace.exported, trace.tapped) = (exported, tapped);
+                event.trace = Some(Box::new(trace));
+            }
+        };
         for record in &chunk.records {
             self.first.get_or_insert(record.offset);
             if let Some(peer) = record.extra.as_ref().and_then(|extra| extra.canary.as_deref()) {
@@ -318,14 +340,20 @@ impl PartitionConsumer {
                 true => self.read_carefully(chunk, record, seq, &key),
             };
             match read {
-                Ok(Some(event)) => match self.newest.entry(key) {
+                Ok(Some(mut event)) => match self.newest.entry(key) {
                     hashbrown::hash_map::Entry::Vacant(entry) => {
                         entry.insert(events.len());
+                        trace(&mut self.sampler, &mut event, record.offset);
                         events.push(event);
                     }
                     hashbrown::hash_map::Entry::Occupied(entry) => {
+                        trace(&mut self.sampler, &mut event, record.offset);
                         let older = &mut events[*entry.get()];
                         self.tracker.finish(older.ticket.seq, Outcome::Superseded);
+                        if older.trace.is_some() {
+                            older.note(|| Note::Superseded, Instant::now());
+                            self.parts.shared.trace_ended(older, Outcome::Superseded, None);
+                        }
                         let op = merged(older.op, event.op);
                         *older = HeldEvent { op, ..event };
                     }
@@ -446,6 +474,8 @@ impl PartitionConsumer {
                 .map_or(0, |parked| parked.attempt),
             dirty_since: None,
             extra,
+            taken: chunk.taken,
+            trace: None,
         }))
     }
 
@@ -569,13 +599,47 @@ impl PartitionConsumer {
         };
         ctx.spawn(produce.into_actor(self).map(move |letters, act, ctx| {
             act.dead_letters -= letters.len();
-            for (seq, _) in letters {
+            for (seq, letter) in letters {
                 act.tracker.finish(seq, Outcome::DeadLettered);
+                act.trace_buried(seq, letter);
             }
             act.publish();
             act.end_if_done(ctx);
             act.advance(ctx);
         }));
+    }
+
+    /// A dead letter failed: it gets a trace, of what is known of it.
+    fn trace_buried(&self, seq: Seq, letter: DeadLetter) {
+        let shared = &self.parts.shared;
+        if !shared.traces().enabled() {
+            return;
+        }
+        let mut event = HeldEvent {
+            key: letter.key.unwrap_or_default(),
+            cache: self.parts.cache,
+            server: shared.caches[usize::from(self.parts.cache)].first_server as u16,
+            op: Op::Set,
+            ttl: None,
+            ver: 0,
+            origin: 0,
+            produced_at_ms: letter.produced_at_ms,
+            ticket: Ticket {
+                consumer: self.parts.id,
+                seq,
+            },
+            attempts: 0,
+            full: false,
+            missed: false,
+            probe: false,
+            fill: false,
+            parked: 0,
+            dirty_since: None,
+            extra: letter.extra,
+            taken: letter.taken,
+            trace: None,
+        };
+        shared.trace_failed(&mut event, Outcome::DeadLettered, letter.reason);
     }
 
     fn commit(&mut self) {
@@ -694,8 +758,9 @@ struct DeadLetter {
     reason: &'static str,
     key: Option<Bytes>,
     value: Option<Vec<u8>>,
-    headers: Headers,
+    extra: Option<Arc<RecordExtra>>,
     produced_at_ms: i64,
+    taken: Instant,
 }
 
 impl DeadLetter {
@@ -706,12 +771,9 @@ impl DeadLetter {
             reason,
             key,
             value: value.map(<[u8]>::to_vec),
-            headers: record
-                .extra
-                .as_ref()
-                .map(|extra| extra.headers.clone())
-                .unwrap_or_default(),
+            extra: record.extra.clone(),
             produced_at_ms: record.produced_at(),
+            taken: chunk.taken,
         }
     }
 
@@ -729,7 +791,11 @@ impl DeadLetter {
         shared: &FlowShared,
     ) -> Result<(), crate::kafka::KafkaError> {
         let (offset, produced_at) = (self.offset.to_string(), self.produced_at_ms.to_string());
-        let mut headers = parking::borrowed(&self.headers);
+        let headers: &Headers = self
+            .extra
+            .as_ref()
+            .map_or(const { &Headers::new() }, |extra| &extra.headers);
+        let mut headers = parking::borrowed(headers);
         headers.push(("evrepl-reason", self.reason.as_bytes()));
         headers.push(("evrepl-peer", shared.peer().region.as_bytes()));
         headers.push(("evrepl-offset", offset.as_bytes()));

@@ -18,16 +18,21 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
+use tracing::Instrument as _;
 
 use crate::backoff::Backoff;
 use crate::clock_offset::{ClockOffset, PingTimes};
+use crate::coalesce::Trigger;
 use crate::dirty::Dirtied;
+use crate::event::TraceContext;
 use crate::failpoint;
 use crate::handoff::{Carried, Slot};
 use crate::link::{LinkError, connect, hello, limits, terms};
 use crate::outcome::Outcome;
 use crate::pulse::{PULSE_EVERY, Pulse};
-use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, Stage, wall_us};
+use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, Stage, wall_ms, wall_us};
+use crate::telemetry::names::SPAN_TARGET;
+use crate::telemetry::{EventTrace, KeptFor, PathStage, TracedBatch};
 use crate::tls::TlsMaterial;
 use crate::wire::{self, Ack, Decoder, Frame, GoAway, HelloAck, Limits, Ping, Pong, Status};
 
@@ -117,6 +122,17 @@ struct Outstanding {
     open: usize,
     bytes: usize,
     window: u64,
+    closed: Instant,
+    /// What its own span says of it, when items of it are traced.
+    traced: Option<Box<Traced>>,
+}
+
+/// See [`Outstanding::traced`].
+struct Traced {
+    members: Vec<TraceContext>,
+    trigger: Trigger,
+    wire_bytes: usize,
+    items: usize,
 }
 
 /// See the module.
@@ -308,16 +324,37 @@ impl RemoteLink {
             self.parts.shared.peer().identity.clone(),
             hello(&self.parts.shared),
         );
+        let span = tracing::info_span!(
+            target: SPAN_TARGET,
+            "dial",
+            otel.kind = "client",
+            otel.status_description = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
+            peer.service = self.parts.shared.peer().region,
+            server.address = self.parts.address,
+            evrepl.flow = self.parts.shared.view.name,
+            evrepl.lane = self.parts.lane,
+        );
+        let of = span.clone();
         let dial = async move {
-            match tokio::time::timeout(limit, connect).await {
+            let result = match tokio::time::timeout(limit, connect).await {
                 Ok(result) => result,
                 Err(_) => Err(LinkError::Timeout(limit)),
+            };
+            if let Err(error) = &result {
+                of.record("otel.status_code", "ERROR");
+                of.record("otel.status_description", error.to_string());
             }
+            result
         };
-        ctx.spawn(dial.into_actor(self).map(|result, act, ctx| match result {
-            Ok((stream, buffered, ack)) => act.begin(stream, buffered, ack, ctx),
-            Err(error) => act.end(error, ctx),
-        }));
+        ctx.spawn(
+            dial.instrument(span)
+                .into_actor(self)
+                .map(|result, act, ctx| match result {
+                    Ok((stream, buffered, ack)) => act.begin(stream, buffered, ack, ctx),
+                    Err(error) => act.end(error, ctx),
+                }),
+        );
     }
 
     fn begin(&mut self, stream: TlsStream<TcpStream>, buffered: BytesMut, ack: HelloAck, ctx: &mut Context<Self>) {
@@ -398,6 +435,14 @@ impl RemoteLink {
             let id = self.next_batch;
             self.next_batch += 1;
             let held_us = batch.encoded_at.elapsed().as_micros() as u64;
+            let traced = (!batch.members.is_empty()).then(|| {
+                Box::new(Traced {
+                    members: batch.members,
+                    trigger: batch.trigger,
+                    wire_bytes: batch.encoded.payload.len(),
+                    items: batch.items.len(),
+                })
+            });
             let frame = batch.encoded.into_frame(id, held_us);
             let mut head = BytesMut::with_capacity(wire::BATCH_OVERHEAD);
             wire::encode_batch_head(&frame, &mut head);
@@ -421,6 +466,8 @@ impl RemoteLink {
                     items,
                     bytes: batch.bytes,
                     window: size,
+                    closed: batch.encoded_at,
+                    traced,
                 },
             );
         }
@@ -452,6 +499,10 @@ impl RemoteLink {
         let mut dirty = DirtyKeys::default();
         let mut answered: Vec<(usize, Vec<(u16, Bytes)>)> = Vec::new();
         let mut newest = None;
+        let (now, now_ms) = (Instant::now(), wall_ms());
+        let agent_us = (ack.queued_us, ack.applied_us);
+        let slow_before = self.parts.shared.traces().slow_before(now_ms);
+        let mut passed = None;
         for (index, exception) in ack.finished() {
             let Some(item) = batch.items[index as usize].take() else {
                 continue;
@@ -459,6 +510,21 @@ impl RemoteLink {
             batch.open -= 1;
             newest = Some(item.event.produced_at_ms);
             let status = exception.map(|exception| exception.status);
+            let mut item = item;
+            if status.is_none() && item.event.dirty_since.is_none() {
+                passed = Some((item.event.produced_at_ms, item.event.taken, item.looked));
+            }
+            let why = match status {
+                Some(Status::TooLarge) => Some(KeptFor::Failed),
+                None | Some(Status::Expired) if item.event.produced_at_ms < slow_before => Some(KeptFor::Slow),
+                _ => None,
+            };
+            if let Some(trace) = &mut item.event.trace {
+                trace.agent_us = Some(agent_us);
+            }
+            if let Some(why) = why.filter(|_| !item.event.is_canary()) {
+                keep(&self.parts.shared, &mut item, why, batch.closed, agent_us, now_ms);
+            }
             if item.event.probe && status != Some(Status::Later) {
                 let reader = self.parts.shared.server_number(item.event.cache, &item.event.key);
                 let key = (item.event.cache, item.event.key.clone());
@@ -487,6 +553,7 @@ impl RemoteLink {
                 Some(Status::TooLarge) => reports.finished(&item.event, Outcome::TooLarge),
             }
         }
+        let closed = batch.closed;
         if batch.open == 0
             && let Some(batch) = self.outstanding.remove(&ack.batch)
         {
@@ -494,6 +561,33 @@ impl RemoteLink {
             if let State::Open(open) = &mut self.state {
                 open.used -= batch.window;
             }
+            if let Some(traced) = &batch.traced {
+                self.parts.shared.traces().shipped(&TracedBatch {
+                    flow: &self.parts.shared.view.name,
+                    peer: &self.parts.shared.peer().region,
+                    closed,
+                    acked: now,
+                    items: traced.items,
+                    bytes: (traced.wire_bytes, batch.window as usize),
+                    trigger: traced.trigger.name(),
+                    members: &traced.members,
+                });
+            }
+        }
+        if let Some((produced_at_ms, taken, (looked, seen))) = passed {
+            // Of one event, the last of the ack: its stages add up to its lag.
+            let in_agent = Duration::from_micros(agent_us.0.saturating_add(agent_us.1));
+            let in_kafka = (now_ms - produced_at_ms).max(0) as u64 * 1000;
+            let stages = [
+                Duration::from_micros(in_kafka).saturating_sub(now - taken),
+                looked.saturating_duration_since(taken),
+                seen.saturating_duration_since(looked),
+                closed.saturating_duration_since(seen),
+                now.saturating_duration_since(closed).saturating_sub(in_agent),
+                Duration::from_micros(agent_us.0),
+                Duration::from_micros(agent_us.1),
+            ];
+            self.parts.shared.passed(&stages);
         }
         self.pulse.moved("heard an ack");
         if let State::Open(open) = &mut self.state {
@@ -628,6 +722,26 @@ impl RemoteLink {
         self.view.attempts = self.backoff.attempts();
         self.parts.shared.set_link(self.parts.lane, self.view.clone());
     }
+}
+
+/// Traces an event that was slow or has failed and is not traced, if there is room for one more such trace in this second: out
+/// of the times that it, its look and its batch have anyway.
+fn keep(shared: &FlowShared, item: &mut ShippedItem, why: KeptFor, closed: Instant, agent_us: (u64, u64), now_ms: i64) {
+    if item.event.trace.is_some() || !shared.traces().keeps_one_more(why, now_ms) {
+        return;
+    }
+    let event = &mut item.event;
+    let mut trace = EventTrace::begin(event.extra.as_ref().and_then(|extra| extra.trace), event.taken);
+    trace.kept_for = Some(why);
+    if let Some(since) = event.dirty_since {
+        // Whatever it tried before its last look.
+        trace.enter(PathStage::Wait, since);
+    }
+    trace.enter(PathStage::Look, item.looked.0);
+    trace.enter(PathStage::Coalesce, item.looked.1);
+    trace.enter(PathStage::Link, closed);
+    trace.agent_us = Some(agent_us);
+    event.trace = Some(Box::new(trace));
 }
 
 /// Dirty keys on their way back to the readers they came from.

@@ -26,8 +26,8 @@ use crate::telemetry::Taps;
 
 pub use status::{
     AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
-    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, Status, StatusSource,
-    WaitingFor,
+    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus, Status,
+    StatusSource, WaitingFor,
 };
 
 /// Why the admin interface cannot be offered. Retrying helps only once somebody has changed something.

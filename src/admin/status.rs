@@ -95,6 +95,8 @@ pub struct FlowStatus {
     pub rebalances: u64,
     /// The last lag at each stage, in seconds; a stage that nothing has passed is absent.
     pub lag_seconds: BTreeMap<String, f64>,
+    /// How long the stages of the path take, by name: `kafka`, `queue`, `look`, `coalesce`, `link`, `agent_queue`, `apply`.
+    pub stages: BTreeMap<String, StageStatus>,
     /// Partitions whose fetching is paused.
     pub paused_partitions: u64,
     /// Retry partitions whose next record's time has not come.
@@ -163,6 +165,18 @@ pub struct BreakerStatus {
     pub server: String,
     /// `closed`, `half_open` or `open`; of several lanes, the worst.
     pub state: String,
+}
+
+/// How long events take for one stage of their path: one event an ack is measured, in all stages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StageStatus {
+    /// Of all that were measured, since the process began.
+    pub seconds_total: f64,
+    /// How many were measured.
+    pub count: u64,
+    /// Of the last one.
+    pub last_seconds: f64,
 }
 
 /// A memcached server on which many keys that were set are missing.

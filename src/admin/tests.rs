@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::outcome::Outcome;
 use crate::telemetry::metrics::{METRICS, Metric};
-use crate::telemetry::{BatchClosed, Instruments, PassedEvent, TelemetryHandle, TelemetryOptions};
+use crate::telemetry::{BatchClosed, Instruments, PassedEvent, TelemetryHandle, TelemetryOptions, TraceOptions};
 
 /// Long enough for anything that comes, short enough for a test that hangs.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -176,6 +176,12 @@ fn serve_source(source: Arc<Source>) -> Served {
         region: "us-east-1".into(),
         node: "relay-1".into(),
         otlp_endpoint: None,
+        traces: TraceOptions {
+            ratio: 0.0,
+            keys: false,
+            slow_after: Duration::ZERO,
+            kept_per_second: 0,
+        },
     };
     let mut telemetry = crate::telemetry::start(&options).unwrap();
     telemetry.instruments().register_source(source.clone());
@@ -378,6 +384,9 @@ fn a_status_of_another_version_is_read_as_far_as_it_is_known() {
 /// Everything that is recorded as it happens, once.
 fn record_everything(instruments: &Instruments) {
     instruments.record_stage_lag("us-east-1->eu-west-1", "acked", 0.25);
+    instruments
+        .flow("us-east-1->eu-west-1")
+        .record_stage_seconds("look", 0.1);
     instruments.flow("us-east-1->eu-west-1").batch_closed(BatchClosed {
         trigger: "linger",
         items: 10,

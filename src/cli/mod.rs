@@ -23,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::certs::CertsError;
 use crate::config::{Config, ConfigError};
 use crate::replay::ReplayError;
+use crate::telemetry::TelemetryError;
 use crate::writer::WriterError;
 
 /// Something could not be reached or done.
@@ -117,6 +118,8 @@ enum CliError {
     Write(#[from] WriterError),
     #[error("{0}")]
     Replay(#[from] ReplayError),
+    #[error("{0}")]
+    Telemetry(#[from] TelemetryError),
     #[error("standard input cannot be read: {0}")]
     Input(io::Error),
     #[error("cannot start a runtime: {0}")]

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use clap::{Args, Subcommand};
 
 use super::{CliError, ConfigArg, Done, EXIT_FAILED, runtime};
+use crate::event::Op;
+use crate::telemetry::WriteTrace;
 use crate::writer::{KeyState, Writer, WriterError, Written};
 
 /// Write a key and announce it, to try things by hand
@@ -62,37 +64,61 @@ pub(super) struct Place {
     /// The key as memcached sees it, a client's prefix included
     #[arg(value_name = "KEY", allow_negative_numbers = true)]
     key: OsString,
+    /// Trace the write on its whole way, and print the trace's id
+    #[arg(long)]
+    trace: bool,
 }
 
 impl WriteCommand {
     pub(super) fn execute(self) -> Result<Done, CliError> {
         let (name, place) = match &self {
-            WriteCommand::Set { place, .. } => ("set", place),
-            WriteCommand::Delete { place } => ("delete", place),
-            WriteCommand::Touch { place, .. } => ("touch", place),
+            WriteCommand::Set { place, .. } => (Op::Set.name(), place),
+            WriteCommand::Delete { place } => (Op::Delete.name(), place),
+            WriteCommand::Touch { place, .. } => (Op::Touch.name(), place),
         };
         let config = place.config.load()?;
         let (cache, key) = (place.cache.as_str(), place.key.as_bytes());
         // What a terminal shows of a key that is not text is not the key, but tells it from others.
         let what = format!("{name} {cache} {}", place.key.to_string_lossy());
-        let written = runtime()?.block_on(async {
+        let trace = place.trace.then(|| WriteTrace::start(&config)).transpose()?;
+        let (written, traced) = runtime()?.block_on(async {
             let writer = Writer::connect(&config).await?;
-            Ok::<_, CliError>(match &self {
-                WriteCommand::Set { value, ttl, flags, .. } => {
-                    Some(writer.set(cache, key, &bytes_of(value)?, *flags, *ttl).await?)
-                }
-                WriteCommand::Delete { .. } => Some(writer.delete(cache, key).await?),
-                WriteCommand::Touch { ttl, .. } => writer.touch(cache, key, *ttl).await?,
-            })
+            let Some(trace) = trace else {
+                return Ok((self.write(&writer, cache, key).await?, String::new()));
+            };
+            let topic = config.caches.iter().find(|known| known.name == cache);
+            let topic = topic.map_or("", |cache| cache.topic.as_str());
+            let write = |context| {
+                let writer = writer.with_trace(context);
+                let command = &self;
+                async move { command.write(&writer, cache, key).await }
+            };
+            let (written, context, exported) = trace.trace((name, cache, topic), write).await;
+            let note = if exported {
+                ""
+            } else {
+                ", but telemetry.otlp_endpoint does not take the write's span"
+            };
+            Ok::<_, CliError>((written?, format!("trace {}{note}\n", context.trace_id_hex())))
         })?;
         Ok(match written {
             Some(Written { partition, offset, ver }) => Done::ok(format!(
-                "{what}: written and announced, partition {partition} offset {offset} version {ver}\n"
+                "{what}: written and announced, partition {partition} offset {offset} version {ver}\n{traced}"
             )),
             None => Done {
                 text: format!("{what}: not found, nothing announced\n"),
                 code: EXIT_FAILED,
             },
+        })
+    }
+
+    async fn write(&self, writer: &Writer, cache: &str, key: &[u8]) -> Result<Option<Written>, CliError> {
+        Ok(match self {
+            WriteCommand::Set { value, ttl, flags, .. } => {
+                Some(writer.set(cache, key, &bytes_of(value)?, *flags, *ttl).await?)
+            }
+            WriteCommand::Delete { .. } => Some(writer.delete(cache, key).await?),
+            WriteCommand::Touch { ttl, .. } => writer.touch(cache, key, *ttl).await?,
         })
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::codec::{Each, File, List, Maybe, OneLine, Properties, Sub};
 use super::names;
 use super::scalar::{
-    Address, Choice, Count, DeadLetterTemplate, DnsName, Label, Listen, Ratio, RetryTemplate, Size, Time, Topic, Url,
-    Words, choice,
+    Address, Choice, Count, DeadLetterTemplate, DnsName, Label, Listen, Ratio, RetryTemplate, Size, Switch, Time,
+    Topic, Url, Words, choice,
 };
 use super::section::section;
 
@@ -226,6 +226,13 @@ section! {
         /// The part, from 0 to 1, that is traced of the events that carry no sampling decision of their own.
         /// Default: `0.001`.
         pub trace_ratio: f64 as Ratio = 0.001,
+        /// Traces show keys as they are, not only their hash. Keys may say who somebody is. Default: `false`.
+        pub trace_keys: bool as Switch = false,
+        /// An event that takes longer from produced-at to its ack is traced although it was not sampled; `"0s"`: none is.
+        /// Default: `"1s"`.
+        pub slow_after: Duration as Time<0> = seconds(1),
+        /// Traces of slow and of failed events that were not sampled, in a second, at most. Default: `10`.
+        pub slow_traces_per_second: u32 as Count<0> = 10,
         /// How log lines look. Default: `"text"`.
         pub log_format: LogFormat as Choice = LogFormat::Text,
     }

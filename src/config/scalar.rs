@@ -169,6 +169,31 @@ impl Scalar<f64> for Ratio {
     }
 }
 
+/// Yes or no.
+pub(super) struct Switch;
+
+impl Scalar<bool> for Switch {
+    fn shape() -> String {
+        "`true` or `false`".to_owned()
+    }
+
+    fn parse(value: &Value) -> Option<bool> {
+        match value {
+            Value::Boolean(truth) => Some(*truth),
+            Value::Raw(text) => text.trim().parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn show(value: &bool) -> String {
+        value.to_string()
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "boolean" })
+    }
+}
+
 /// An enum whose variants have names in the file. `choice!` makes one.
 pub(super) trait Choices: Copy + PartialEq + 'static {
     /// Each with its name and what it means.

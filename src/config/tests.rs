@@ -93,6 +93,9 @@ fn what_may_be_left_out_has_its_default() {
         Telemetry {
             otlp_endpoint: None,
             trace_ratio: 0.001,
+            trace_keys: false,
+            slow_after: Duration::from_secs(1),
+            slow_traces_per_second: 10,
             log_format: LogFormat::Text
         }
     );

@@ -57,6 +57,13 @@ impl TraceContext {
         out
     }
 
+    /// The trace id as people write it.
+    pub fn trace_id_hex(&self) -> String {
+        let mut digits = [0; 32];
+        hex(&self.trace_id, &mut digits);
+        digits.map(char::from).iter().collect()
+    }
+
     /// Whether the writer decided to record this trace.
     pub fn sampled(&self) -> bool {
         self.flags & TraceContext::SAMPLED != 0

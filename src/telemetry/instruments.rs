@@ -13,8 +13,10 @@ use opentelemetry::metrics::{Counter, Histogram, Meter};
 
 use super::metrics::{
     self, BATCH_BYTES, BATCH_ITEMS, CANARY_LAG, COMPRESSION_RATIO, MEMCACHED_CALLS, MEMCACHED_FAILURES, STAGE_LAG,
+    STAGE_SECONDS,
 };
 use super::tap::Taps;
+use super::traces::Traces;
 use crate::admin::{Status, StatusSource};
 
 /// Different names that one [`Tally`] tells apart: there are nine kinds of actor and four reasons to look again.
@@ -24,6 +26,7 @@ const NAMES: usize = 16;
 pub struct Instruments {
     source: OnceLock<Arc<dyn StatusSource>>,
     stage_lag: Histogram<f64>,
+    stage_seconds: Histogram<f64>,
     batch_items: Histogram<f64>,
     batch_bytes: Histogram<f64>,
     compression_ratio: Histogram<f64>,
@@ -33,14 +36,16 @@ pub struct Instruments {
     restarts: Tally,
     flows: RwLock<HashMap<String, Arc<FlowInstruments>>>,
     taps: Arc<Taps>,
+    traces: Arc<Traces>,
 }
 
 impl Instruments {
     /// Creates every instrument on `meter`. What is read from a source is empty until there is one.
-    pub fn new(meter: &Meter) -> Arc<Instruments> {
+    pub fn new(meter: &Meter, traces: Arc<Traces>) -> Arc<Instruments> {
         let instruments = Arc::new(Instruments {
             source: OnceLock::new(),
             stage_lag: STAGE_LAG.histogram(meter),
+            stage_seconds: STAGE_SECONDS.histogram(meter),
             batch_items: BATCH_ITEMS.histogram(meter),
             batch_bytes: BATCH_BYTES.histogram(meter),
             compression_ratio: COMPRESSION_RATIO.histogram(meter),
@@ -50,6 +55,7 @@ impl Instruments {
             restarts: Tally::default(),
             flows: RwLock::default(),
             taps: Arc::default(),
+            traces,
         });
         metrics::observe(meter, &Arc::downgrade(&instruments));
         instruments
@@ -59,7 +65,12 @@ impl Instruments {
     pub fn detached() -> Arc<Instruments> {
         use opentelemetry::metrics::MeterProvider;
         let provider = opentelemetry::metrics::noop::NoopMeterProvider::new();
-        Instruments::new(&provider.meter("evrepl"))
+        Instruments::new(&provider.meter("evrepl"), Arc::new(Traces::off()))
+    }
+
+    /// The traces of single events.
+    pub fn traces(&self) -> &Arc<Traces> {
+        &self.traces
     }
 
     /// Who looks at events as they pass.
@@ -84,6 +95,7 @@ impl Instruments {
             Arc::new(FlowInstruments {
                 label: KeyValue::new("flow", Arc::<str>::from(name)),
                 stage_lag: self.stage_lag.clone(),
+                stage_seconds: self.stage_seconds.clone(),
                 batch_items: self.batch_items.clone(),
                 batch_bytes: self.batch_bytes.clone(),
                 compression_ratio: self.compression_ratio.clone(),
@@ -192,6 +204,7 @@ pub struct BatchClosed {
 pub struct FlowInstruments {
     label: KeyValue,
     stage_lag: Histogram<f64>,
+    stage_seconds: Histogram<f64>,
     batch_items: Histogram<f64>,
     batch_bytes: Histogram<f64>,
     compression_ratio: Histogram<f64>,
@@ -206,6 +219,12 @@ impl FlowInstruments {
     /// The lag, in seconds, of the newest event of a chunk or batch at a stage.
     pub fn record_stage_lag(&self, stage: &'static str, seconds: f64) {
         self.stage_lag
+            .record(seconds, &[self.label.clone(), KeyValue::new("stage", stage)]);
+    }
+
+    /// How long, in seconds, an event took for a stage of its path.
+    pub fn record_stage_seconds(&self, stage: &'static str, seconds: f64) {
+        self.stage_seconds
             .record(seconds, &[self.label.clone(), KeyValue::new("stage", stage)]);
     }
 

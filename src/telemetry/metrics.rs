@@ -9,6 +9,7 @@
 use opentelemetry::metrics::{AsyncInstrument, Counter, Histogram, Meter};
 use opentelemetry::{KeyValue, Value};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 
 use super::instruments::{FlowInstruments, Instruments};
@@ -74,6 +75,11 @@ const LAG_BOUNDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0,
 ];
 
+/// Seconds. From a look in a tenth of a millisecond to an event that waited for a minute.
+const STAGE_BOUNDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 60.0,
+];
+
 /// Seconds of one call to a memcached on the same machine or network, up to its timeouts.
 const CALL_BOUNDS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
@@ -137,6 +143,15 @@ pub(super) static STAGE_LAG: Metric = histogram(
     "Now minus produced-at of the newest event of a chunk or batch, at a stage: `consumed`, `looked`, `sent`, `acked` where it \
      is sent from, `received`, `applied` where it is sent to, corrected by the clock offset",
     LAG_BOUNDS,
+);
+
+pub(super) static STAGE_SECONDS: Metric = histogram(
+    "evrepl_stage_seconds",
+    "s",
+    &["flow", "stage"],
+    "How long an event took for a stage of its path: `kafka`, `queue`, `look`, `coalesce`, `link`, `agent_queue`, `apply`; of \
+     one event an ack, so that they add up to its lag",
+    STAGE_BOUNDS,
 );
 
 pub(super) static BATCH_ITEMS: Metric = histogram(
@@ -252,6 +267,7 @@ pub static METRICS: &[&Metric] = &[
 
     // Lag.
     &STAGE_LAG,
+    &STAGE_SECONDS,
     &gauge("evrepl_offset_lag", "{event}", &["flow"], "Events in Kafka that are not finished", |seen, say| {
         for (flow, label) in seen.flows() {
             flow.offset_lag.iter().for_each(|lag| say(*lag, std::slice::from_ref(&label)));
@@ -498,6 +514,20 @@ pub static METRICS: &[&Metric] = &[
             say(count, &[KeyValue::new("actor", actor)]);
         }
     }),
+    &counter(
+        "evrepl_telemetry_spans_exported_total", "{span}", &[], "Spans that the collector has taken",
+        |seen, say| say(seen.instruments.traces().counts().exported.load(Relaxed), &[]),
+    ),
+    &counter(
+        "evrepl_telemetry_spans_dropped_total", "{span}", &["reason"],
+        "Spans that are lost: `queue_full`, or `refused` by a collector that is wrong, slow or away",
+        |seen, say| {
+            let counts = seen.instruments.traces().counts();
+            for (reason, count) in [("queue_full", &counts.queue_full), ("refused", &counts.refused)] {
+                say(count.load(Relaxed), &[KeyValue::new("reason", reason)]);
+            }
+        },
+    ),
     &measured_gauge(
         "evrepl_certificate_expires_seconds", "s", &["certificate"],
         "Until the certificate expires: our `own`, or the first of `ca`; negative when it has",

@@ -3,40 +3,55 @@
 //! The gRPC exporter needs a tokio runtime and can deadlock a current-thread one, as actix's is, when it shuts down
 //! (DESIGN section 8). So telemetry and the admin interface have a multi-thread runtime of their own, with one worker.
 
+pub mod event_trace;
+mod export;
 mod instruments;
 pub mod log_level;
 pub mod metrics;
+pub mod names;
+mod sampler;
 pub mod tap;
+mod traces;
+mod write_trace;
 
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
 use opentelemetry::metrics::MeterProvider;
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, WithExportConfig};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry::{KeyValue, Value};
+use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanExporter as _};
 use prometheus::Registry;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::admin::{self, AdminError, Offers, StatusSource};
-use crate::config::LogFormat;
+use crate::config::{Config, LogFormat};
 
+use export::SpanQueue;
+
+pub use event_trace::{EventTrace, Note, PathStage};
+pub use export::SpanCounts;
 pub use instruments::{BatchClosed, FlowInstruments, Instruments, MemcachedInstruments};
 pub use log_level::LogLevelError;
+pub use sampler::Sampler;
 pub use tap::{PassedEvent, Taps};
+pub use traces::{AnsweredItem, KeptFor, TraceOptions, TracedBatch, TracedEvent, Traces};
+pub use write_trace::WriteTrace;
 
 /// What is logged, in `tracing-subscriber`'s filter language: `info`, `evrepl=debug,rdkafka=warn`.
 pub const LOG_VARIABLE: &str = "EVREPL_LOG";
@@ -80,19 +95,32 @@ pub enum TelemetryError {
     Unfinished { limit: Duration },
 }
 
-/// Starts logging, to standard error: `EVREPL_LOG` says what, `info` unless it is set, until [`log_level::set`] does.
+/// Starts logging, to standard error: `EVREPL_LOG` says what, `info` unless it is set, until [`log_level::set`] does. Spans of
+/// [`names::SPAN_TARGET`] go to the tracer, if there is one.
 ///
 /// # Errors
 ///
 /// [`TelemetryError::Filter`], or [`TelemetryError::Twice`]: there is one logger a process.
-pub fn start_logging(format: LogFormat) -> Result<(), TelemetryError> {
+pub fn start_logging(format: LogFormat, tracer: Option<SdkTracer>) -> Result<(), TelemetryError> {
     let filter = log_level::reloadable(log_filter(env::var_os(LOG_VARIABLE))?);
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+    // Spans that are exported whatever is logged; log lines are no span events.
+    let spans = tracer.map(|tracer| {
+        let exported = filter_fn(|metadata| metadata.is_span() && metadata.target() == names::SPAN_TARGET);
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_threads(false)
+            .with_location(false)
+            .with_target(false)
+            .with_filter(exported)
+    });
+    let subscriber = tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .with(spans);
     subscriber.try_init().map_err(TelemetryError::Twice)
 }
 
@@ -114,6 +142,26 @@ pub struct TelemetryOptions {
     pub node: String,
     /// An OTLP/gRPC receiver, `http://host:4317`; `None`: nothing is exported.
     pub otlp_endpoint: Option<String>,
+    /// Which events are traced.
+    pub traces: TraceOptions,
+}
+
+impl TelemetryOptions {
+    /// What the configuration says.
+    pub fn of(config: &Config) -> TelemetryOptions {
+        let telemetry = &config.telemetry;
+        TelemetryOptions {
+            region: config.region.clone(),
+            node: config.node.clone(),
+            otlp_endpoint: telemetry.otlp_endpoint.clone(),
+            traces: TraceOptions {
+                ratio: telemetry.trace_ratio,
+                keys: telemetry.trace_keys,
+                slow_after: telemetry.slow_after,
+                kept_per_second: telemetry.slow_traces_per_second,
+            },
+        }
+    }
 }
 
 /// Starts the telemetry runtime and the instruments. An endpoint that cannot be reached is no error: exports are tried
@@ -123,12 +171,7 @@ pub struct TelemetryOptions {
 ///
 /// [`TelemetryError::Runtime`], [`TelemetryError::Exporter`] or [`TelemetryError::Registry`].
 pub fn start(options: &TelemetryOptions) -> Result<TelemetryHandle, TelemetryError> {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("telemetry")
-        .enable_all()
-        .build()
-        .map_err(TelemetryError::Runtime)?;
+    let runtime = runtime()?;
     let registry = Registry::new();
     let exposed = opentelemetry_prometheus::exporter()
         .with_registry(registry.clone())
@@ -139,18 +182,26 @@ pub fn start(options: &TelemetryOptions) -> Result<TelemetryHandle, TelemetryErr
         .scope_info_enabled(false)
         .build()
         .map_err(TelemetryError::Registry)?;
-    let resource = Resource::builder()
-        .with_service_name(service_name(env::var(SERVICE_VARIABLE).ok()))
-        .with_attributes([
-            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("service.instance.id", options.node.clone()),
-            KeyValue::new("cloud.region", options.region.clone()),
-        ])
-        .build();
-    let mut provider = SdkMeterProvider::builder().with_resource(resource).with_reader(exposed);
+    let service = service_name(env::var(SERVICE_VARIABLE).ok());
+    let resource = resource(service, &options.region, &options.node);
+    let mut provider = SdkMeterProvider::builder()
+        .with_resource(resource.clone())
+        .with_reader(exposed);
+    let (stop, stopped) = watch::channel(());
+    let (mut served, mut tracer) = (Vec::new(), None);
+    let mut traces = Traces::off();
     if let Some(endpoint) = &options.otlp_endpoint {
-        // The exporter's connection belongs to the runtime it is made in.
+        // The exporters' connections belong to the runtime they are made in.
         let _inside = runtime.enter();
+        let (queue, ended) = span_export(&runtime, endpoint, &resource, stopped)?;
+        served.push(ended);
+        tracer = Some(
+            SdkTracerProvider::builder()
+                .with_resource(resource)
+                .with_span_processor(queue.clone())
+                .build(),
+        );
+        traces = Traces::new(queue, options.traces.clone());
         let exporter = MetricExporter::builder()
             .with_tonic()
             .with_endpoint(endpoint)
@@ -163,16 +214,67 @@ pub fn start(options: &TelemetryOptions) -> Result<TelemetryHandle, TelemetryErr
         provider = provider.with_reader(PeriodicReader::builder(exporter).with_interval(EXPORT_EVERY).build());
     }
     let provider = provider.build();
-    let instruments = Instruments::new(&provider.meter("evrepl"));
-    let (stop, _) = watch::channel(());
+    let instruments = Instruments::new(&provider.meter(names::SCOPE), Arc::new(traces));
     Ok(TelemetryHandle {
         runtime: Some(runtime),
         provider,
         registry,
         instruments,
         stop: Some(stop),
-        served: Vec::new(),
+        served,
+        tracer,
     })
+}
+
+fn runtime() -> Result<Runtime, TelemetryError> {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("telemetry")
+        .enable_all()
+        .build()
+        .map_err(TelemetryError::Runtime)
+}
+
+/// Who spans and metrics are from.
+fn resource(service: impl Into<Value>, region: &str, node: &str) -> Resource {
+    Resource::builder()
+        .with_service_name(service)
+        .with_attributes([
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            // The node's name alone may be the same in every region.
+            KeyValue::new("service.instance.id", format!("{region}/{node}")),
+            KeyValue::new("cloud.region", region.to_owned()),
+        ])
+        .build()
+}
+
+/// Starts the export of spans on `runtime`: the queue to give them to, and what hears when the last one was exported.
+fn span_export(
+    runtime: &Runtime,
+    endpoint: &str,
+    resource: &Resource,
+    stopped: watch::Receiver<()>,
+) -> Result<(SpanQueue, Receiver<()>), TelemetryError> {
+    // The exporter's connection belongs to the runtime it is made in.
+    let _inside = runtime.enter();
+    let (queue, spans) = SpanQueue::new();
+    let mut exporter = SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .with_timeout(EXPORT_TIMEOUT)
+        .build()
+        .map_err(|source| TelemetryError::Exporter {
+            endpoint: endpoint.to_owned(),
+            source,
+        })?;
+    exporter.set_resource(resource);
+    let (ended, end) = channel();
+    let counts = queue.counts();
+    runtime.spawn(async move {
+        export::export(spans, counts, exporter, stopped).await;
+        drop::<Sender<()>>(ended);
+    });
+    Ok((queue, end))
 }
 
 /// Running telemetry. Dropped, it ends at once; [`TelemetryHandle::shutdown`] lets it finish.
@@ -184,14 +286,21 @@ pub struct TelemetryHandle {
     instruments: Arc<Instruments>,
     /// Dropped, it ends what is served.
     stop: Option<watch::Sender<()>>,
-    /// Each hears when one server has ended.
+    /// Each hears when one server, or the export of spans, has ended.
     served: Vec<Receiver<()>>,
+    /// Of `tracing` spans.
+    tracer: Option<SdkTracerProvider>,
 }
 
 impl TelemetryHandle {
     /// The instruments.
     pub fn instruments(&self) -> Arc<Instruments> {
         self.instruments.clone()
+    }
+
+    /// Who exports `tracing` spans of the target [`names::SPAN_TARGET`]; none without an endpoint.
+    pub fn tracer(&self) -> Option<SdkTracer> {
+        self.tracer.as_ref().map(|provider| provider.tracer(names::SCOPE))
     }
 
     /// The same instruments as Prometheus reads them.

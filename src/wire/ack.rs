@@ -26,6 +26,17 @@ pub enum Status {
 }
 
 impl Status {
+    /// The public name, in metrics and traces.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Status::LookAgain => "look_again",
+            Status::Later => "later",
+            Status::Expired => "expired",
+            Status::TooLarge => "too_large",
+            Status::Refused => "refused",
+        }
+    }
+
     fn from_wire(code: u8) -> Option<Status> {
         [
             Status::LookAgain,

@@ -1,0 +1,140 @@
+//! The way of spans out of the process: a bounded queue, and a task on the telemetry runtime that sends what is in it to the
+//! collector. Whoever has a span to give never waits: when the collector is slow, gone or wrong, spans are dropped and counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use opentelemetry::Context;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{Span, SpanData, SpanExporter, SpanProcessor};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Spans that wait for the collector: some seconds' worth of a thousand traces a second, and a few MiB.
+const QUEUE: usize = 16 * 1024;
+/// Spans of one export.
+const EXPORT_SPANS: usize = 512;
+/// How long the first span of an export waits for others.
+const LINGER: Duration = Duration::from_millis(200);
+/// Between two log lines of the same trouble.
+const SAID_EVERY: Duration = Duration::from_secs(60);
+
+/// What became of spans, since the process began.
+#[derive(Debug, Default)]
+pub struct SpanCounts {
+    /// The collector has them.
+    pub exported: AtomicU64,
+    /// There was no room in the queue.
+    pub queue_full: AtomicU64,
+    /// The collector did not take them.
+    pub refused: AtomicU64,
+}
+
+/// The giving end of the queue.
+#[derive(Clone, Debug)]
+pub struct SpanQueue {
+    sender: mpsc::Sender<SpanData>,
+    counts: Arc<SpanCounts>,
+}
+
+impl SpanQueue {
+    /// A queue, and the end that [`export`] reads.
+    pub fn new() -> (SpanQueue, mpsc::Receiver<SpanData>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let counts = Arc::default();
+        (SpanQueue { sender, counts }, receiver)
+    }
+
+    /// Gives a span away, or drops and counts it.
+    pub fn give(&self, span: SpanData) {
+        if self.sender.try_send(span).is_err() {
+            self.counts.queue_full.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// What became of spans.
+    pub fn counts(&self) -> Arc<SpanCounts> {
+        self.counts.clone()
+    }
+}
+
+/// Spans of the SDK's tracer take the same way.
+impl SpanProcessor for SpanQueue {
+    fn on_start(&self, _: &mut Span, _: &Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        self.give(span);
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn set_resource(&mut self, _: &Resource) {}
+}
+
+/// Exports until `stop` is told, and then what is left in the queue.
+pub async fn export(
+    mut spans: mpsc::Receiver<SpanData>,
+    counts: Arc<SpanCounts>,
+    exporter: impl SpanExporter,
+    mut stop: tokio::sync::watch::Receiver<()>,
+) {
+    let mut batch = Vec::with_capacity(EXPORT_SPANS);
+    let mut said: Option<Instant> = None;
+    let mut stopped = false;
+    loop {
+        if !stopped {
+            tokio::select! {
+                // Nothing is ever sent: it ends when the sender goes.
+                _ = stop.changed() => {
+                    stopped = true;
+                    spans.close();
+                }
+                _ = spans.recv_many(&mut batch, EXPORT_SPANS) => {}
+            }
+        }
+        let until = Instant::now() + LINGER;
+        while batch.len() < EXPORT_SPANS {
+            let room = EXPORT_SPANS - batch.len();
+            let more = spans.recv_many(&mut batch, room);
+            let more = if stopped {
+                Ok(more.await)
+            } else {
+                tokio::time::timeout_at(until, more).await
+            };
+            if !matches!(more, Ok(1..)) {
+                break;
+            }
+        }
+        if batch.is_empty() {
+            if stopped || spans.is_closed() {
+                return;
+            }
+            continue;
+        }
+        let count = batch.len() as u64;
+        let next = Vec::with_capacity(EXPORT_SPANS);
+        match exporter.export(std::mem::replace(&mut batch, next)).await {
+            Ok(()) => {
+                counts.exported.fetch_add(count, Relaxed);
+                if said.take().is_some() {
+                    tracing::info!("the collector takes spans again");
+                }
+            }
+            Err(error) => {
+                counts.refused.fetch_add(count, Relaxed);
+                if said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+                    said = Some(Instant::now());
+                    tracing::warn!(%error, spans = count, "the collector does not take spans, they are dropped");
+                }
+            }
+        }
+    }
+}

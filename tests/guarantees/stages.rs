@@ -1,0 +1,84 @@
+//! Which stage of the path takes how long can be seen from outside, and adds up to the whole.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use evrepl_lab::*;
+
+const SLOW: Duration = Duration::from_millis(60);
+
+/// Seconds and events measured so far, by stage.
+fn measured(region: &Region) -> BTreeMap<String, (f64, f64)> {
+    let status = region.status();
+    let stages = status["flows"][0]["stages"].as_object().unwrap();
+    let number = |stage: &serde_json::Value, name: &str| stage[name].as_f64().unwrap();
+    let stages = stages.iter().map(|(name, stage)| {
+        let measured = (number(stage, "seconds_total"), number(stage, "count"));
+        (name.clone(), measured)
+    });
+    stages.collect()
+}
+
+#[test]
+fn a_stage_that_is_made_slow_is_the_one_that_grows_and_all_of_them_add_up_to_the_lag() {
+    let _gate = shared();
+    let pair = TwoRegionsSpec::new()
+        .cache(CacheSpec::new("sessions").proxied())
+        .one_way()
+        .proxied()
+        .start();
+    let mut writer = pair.us.writer("sessions");
+    // The mean of each stage while ten writes pass, one after the other.
+    let mut means = || {
+        let before = measured(&pair.us);
+        for n in 0..10 {
+            writer.set(format!("key:{n}").as_bytes(), b"value");
+            writer.flush();
+            settle(&pair.both());
+        }
+        let mean = |(name, (seconds, count)): (String, (f64, f64))| {
+            let (seconds_before, count_before) = before[&name];
+            let measured = count - count_before;
+            assert!(measured > 0.0, "{name} was not measured");
+            (name, (seconds - seconds_before) / measured)
+        };
+        measured(&pair.us).into_iter().map(mean).collect::<BTreeMap<_, _>>()
+    };
+    let usual = means();
+    assert_eq!(
+        usual.keys().collect::<Vec<_>>(),
+        ["agent_queue", "apply", "coalesce", "kafka", "link", "look", "queue"]
+    );
+    let source = pair.us.cache("sessions").servers[0].proxy();
+    let destination = pair.eu.cache("sessions").servers[0].proxy();
+    for (proxy, stage) in [(source, "look"), (pair.us_to_eu(), "link"), (destination, "apply")] {
+        proxy.latency(SLOW);
+        let slow = means();
+        proxy.pass();
+        let grown = |name: &str| slow[name] - usual[name];
+        let most = slow
+            .keys()
+            .max_by(|one, other| grown(one).total_cmp(&grown(other)))
+            .unwrap();
+        assert_eq!(most, stage, "{slow:?} after {usual:?}");
+        assert!(grown(stage) > SLOW.as_secs_f64() * 0.8, "{slow:?} after {usual:?}");
+    }
+
+    // Of one event, alone in its ack: the stages and the lag are taken in the same moment.
+    for proxy in [source, pair.us_to_eu(), destination] {
+        proxy.latency(SLOW);
+    }
+    writer.set(b"alone", b"value");
+    writer.flush();
+    settle(&pair.both());
+    let status = pair.us.status();
+    let stages = status["flows"][0]["stages"].as_object().unwrap();
+    let sum: f64 = stages
+        .values()
+        .map(|stage| stage["last_seconds"].as_f64().unwrap())
+        .sum();
+    let lag = status["flows"][0]["lag_seconds"]["acked"].as_f64().unwrap();
+    assert!(lag > 3.0 * SLOW.as_secs_f64(), "{lag}");
+    // The wall clock of both is cut to milliseconds, and another thread may come in between.
+    assert!((sum - lag).abs() < 0.03, "{stages:?} add up to {sum}, the lag is {lag}");
+}
