@@ -291,6 +291,7 @@ mod tests {
             "the mailbox holds what it is configured for, although actix would take more"
         );
         assert_eq!((gauge.depth(), gauge.capacity()), (2, 2));
+        assert_eq!((gauge.senders_waiting(), gauge.waits()), (1, 1));
         let mut seen = Vec::new();
         while seen.len() < 5 {
             let carried = held.borrow_mut().remove(0);
@@ -300,6 +301,17 @@ mod tests {
         }
         assert_eq!(seen, [0, 1, 2, 3, 4]);
         assert_eq!((gauge.depth(), gauge.high_water()), (0, 2));
+        assert_eq!((gauge.senders_waiting(), gauge.waits()), (0, 3));
+    }
+
+    #[actix::test]
+    async fn a_sender_that_gives_up_waits_no_more_and_has_waited() {
+        let gauge = Arc::new(MailboxGauge::default());
+        let handoff = Handoff::new(Sink(Rc::default()).start().recipient(), 1, gauge.clone());
+        handoff.send(1).await.unwrap();
+        assert_eq!(gauge.waits(), 0, "with room there is nothing to wait for");
+        assert!(tokio::time::timeout(Duration::ZERO, handoff.reserve()).await.is_err());
+        assert_eq!((gauge.senders_waiting(), gauge.waits()), (0, 1));
     }
 
     #[actix::test]

@@ -19,6 +19,7 @@ mod kafka_refuses;
 mod keys_are_found_by_other_clients;
 mod mass_misses;
 mod memory_keeps_to_its_limit;
+mod metrics_tell;
 mod nothing_is_lost;
 mod one_dead_peer_slows_no_other;
 mod one_event_takes_no_flow_down;

@@ -107,7 +107,7 @@ impl Clocks {
 /// librdkafka computes the end of its waits from the time of day and waits with `cnd_timedwait`, which the library doesn't
 /// know: while the clock is behind, its waits end at once, and while it is ahead, only when somebody wakes them. A real jump
 /// does that to the waits of one moment, this to all of them.
-fn faketime() -> PathBuf {
+pub fn faketime() -> PathBuf {
     let found = ["x86_64", "aarch64"]
         .map(|machine| PathBuf::from(format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1")));
     found
