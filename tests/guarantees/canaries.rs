@@ -417,3 +417,54 @@ fn a_canary_that_cannot_be_written_holds_up_no_shutdown() {
     assert_eq!(pair.us.terminate(), 0, "{}", pair.us.log_tail(20));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
+
+#[test]
+fn a_stage_of_the_relay_that_hangs_is_a_dead_path_within_five_seconds() {
+    let _gate = shared();
+    // A batch each second, and after the fifth none leaves.
+    let pair = TwoRegionsSpec::new()
+        .one_way()
+        .extra(EACH_SECOND)
+        .us(|us| us.env("FAILPOINTS", "batch_coalescer_send=5*off->return"))
+        .start();
+    let arrived = |status: &Value| count(&in_status(status, EU), "arrived");
+    let (mut last, mut since) = (0, Instant::now());
+    let mut noticed = None;
+    wait_until("the path dies", LIMIT, || {
+        let status = pair.us.status();
+        if arrived(&status) != last {
+            (last, since) = (arrived(&status), Instant::now());
+        }
+        noticed = (in_status(&status, EU)["dead"] == true).then(|| since.elapsed());
+        noticed.is_some()
+    });
+    assert!(last > 0, "it never lived");
+    // From the last that arrived: the stage was dead before the next would have.
+    assert!(noticed < Some(NOTICED_WITHIN), "{noticed:?}");
+    let why = canary(&pair.us, EU)["why"].as_str().unwrap_or_default().to_owned();
+    assert!(why.contains("written, none has arrived"), "{why}");
+}
+
+#[test]
+fn canaries_go_the_way_of_each_cache_whatever_its_policy_and_over_any_number_of_servers_and_lanes() {
+    let _gate = shared();
+    let pair = TwoRegionsSpec::new()
+        .one_way()
+        .lanes(2)
+        .cache(CacheSpec::new("sessions").servers(3))
+        .cache(CacheSpec::new("pages").option("on_set", "\"invalidate\""))
+        .extra(OFTEN)
+        .start();
+    pair.us.wait_until("canaries of both caches arrive", LIMIT, |status| {
+        let canaries = &status["flows"][0]["canaries"];
+        let cache = |n: usize, name: &str| canaries[n]["cache"] == name && count(&canaries[n], "arrived") >= 20;
+        cache(0, "sessions") && cache(1, "pages")
+    });
+    assert_eq!((pair.us.flow(EU).consumed, pair.us.flow(EU).finished()), (0, 0));
+    // Each partition carries some: all that a node has are tried.
+    for cache in ["sessions", "pages"] {
+        let topic = &pair.us.cache(cache).topic;
+        let ends = pair.us.kafka().end_offsets(topic);
+        assert!(ends.iter().all(|(_, end)| *end > 0), "{cache}: {ends:?}");
+    }
+}
