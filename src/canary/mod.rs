@@ -246,6 +246,8 @@ impl Writing {
             Err(_) => Some(format!("no answer within {WRITTEN_WITHIN:?}")),
         };
         if let Some(error) = refused {
+            // The next one resolves the servers' names again: one may have moved.
+            self.client = None;
             let server = &cache.servers[ring(cache).server_of(key)].address;
             return Err((Step::Memcached, format!("memcached {server}: {error}")));
         }
