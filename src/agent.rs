@@ -38,6 +38,8 @@ pub struct ServerView {
     /// Its writer's circuit breaker.
     pub breaker: ShownBreaker,
     state: AtomicU8,
+    /// Since when it takes no writes.
+    away: Mutex<Option<Instant>>,
 }
 
 impl ServerView {
@@ -48,6 +50,7 @@ impl ServerView {
             address,
             breaker: ShownBreaker::default(),
             state: AtomicU8::new(ServerState::Connecting as u8),
+            away: Mutex::new(Some(Instant::now())),
         }
     }
 
@@ -62,7 +65,18 @@ impl ServerView {
 
     /// Set by its writer.
     pub fn set(&self, state: ServerState) {
-        self.state.store(state as u8, Relaxed);
+        if self.state.swap(state as u8, Relaxed) != state as u8 {
+            let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+            match state {
+                ServerState::Answers => *away = None,
+                _ => _ = away.get_or_insert_with(Instant::now),
+            }
+        }
+    }
+
+    /// Since when it takes no writes, if it does not.
+    pub fn away_since(&self) -> Option<Instant> {
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::admin::{
     AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
-    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus, Status,
+    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus, StallStatus, Status,
     StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
@@ -91,8 +91,10 @@ impl Region {
             }),
             links: links
                 .into_iter()
-                .flatten()
-                .map(|link| LinkStatus {
+                .zip(view.away_since())
+                .filter_map(|(link, away)| Some((link?, away)))
+                .map(|(link, away)| LinkStatus {
+                    away_seconds: away.map(|since| (now - since).as_secs_f64()),
                     state: link.state.to_owned(),
                     since_seconds: (now - link.since).as_secs_f64(),
                     attempts: link.attempts,
@@ -231,6 +233,7 @@ impl Region {
             cache: server.cache.clone(),
             address: server.address.clone(),
             breaker: server.breaker.seen().1.to_owned(),
+            away_seconds: server.away_since().map(|since| (now - since).as_secs_f64()),
             state: match server.state() {
                 ServerState::Connecting => "connecting",
                 ServerState::Answers => "answers",
@@ -264,7 +267,22 @@ impl StatusSource for Region {
             };
             (actor.to_owned(), status)
         });
+        // Long before it is restarted, so that whoever looks sees it.
+        let limit = self.config.supervision.stalled_after / 3;
+        let flows = self.flows.iter().map(|view| (view.name.as_str(), &view.pulses));
+        let stalls = flows.chain([("agent", &self.agent.pulses)]).filter_map(|(of, pulses)| {
+            let stall = pulses.stalled(Instant::now(), limit)?;
+            Some(StallStatus {
+                of: of.to_owned(),
+                stage: stall.actor.to_owned(),
+                place: stall.place,
+                work: stall.work,
+                since_seconds: stall.since.as_secs_f64(),
+            })
+        });
         Status {
+            stalls: stalls.collect(),
+            troubles: Vec::new(),
             region: self.config.region.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             flows: self.flows.iter().map(|view| self.flow(view)).collect(),

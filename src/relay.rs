@@ -451,6 +451,8 @@ pub struct FlowView {
     lag_us: [AtomicI64; Stage::ALL.len()],
     stages: [StageTimes; PathStage::PASSED.len()],
     links: Mutex<Vec<Option<LinkView>>>,
+    /// By lane: since when there is no session.
+    away: Mutex<Vec<Option<Instant>>>,
     waits: Mutex<HashMap<(usize, usize), Vec<WaitView>>>,
     /// The flow drains.
     pub draining: AtomicBool,
@@ -507,6 +509,7 @@ impl FlowView {
             lag_us: [const { AtomicI64::new(-1) }; Stage::ALL.len()],
             stages: Default::default(),
             links: Mutex::new(vec![None; config.flow.lanes]),
+            away: Mutex::new(vec![Some(Instant::now()); config.flow.lanes]),
             waits: Mutex::default(),
             draining: AtomicBool::new(false),
             canaries: Paths::new(config, peer),
@@ -647,6 +650,12 @@ impl FlowView {
 
     /// Replaces what is known of a lane's link.
     pub fn set_link(&self, lane: usize, view: LinkView) {
+        // A link goes through several states, and through rebuilds, on its way to a session.
+        let away = &mut self.away.lock().unwrap_or_else(PoisonError::into_inner)[lane];
+        match view.state {
+            "open" => *away = None,
+            _ => _ = away.get_or_insert_with(Instant::now),
+        }
         self.links.lock().unwrap_or_else(PoisonError::into_inner)[lane] = Some(view);
     }
 
@@ -659,6 +668,11 @@ impl FlowView {
     pub fn has_session(&self) -> bool {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.iter().flatten().any(|link| link.state == "open")
+    }
+
+    /// By lane, since when there is no session.
+    pub fn away_since(&self) -> Vec<Option<Instant>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The links, by lane.

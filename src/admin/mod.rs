@@ -7,6 +7,7 @@
 mod log_level;
 mod status;
 mod tap;
+mod troubles;
 
 use std::fmt::Write as _;
 use std::io;
@@ -26,9 +27,10 @@ use crate::telemetry::Taps;
 
 pub use status::{
     AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
-    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus, Status,
+    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus, StallStatus, Status,
     StatusSource, WaitingFor,
 };
+pub use troubles::Trouble;
 
 /// Why the admin interface cannot be offered. Retrying helps only once somebody has changed something.
 #[derive(Debug, thiserror::Error)]
@@ -168,7 +170,9 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 }
 
 async fn status(State(shared): State<Shared>) -> Json<Status> {
-    Json(shared.source.status())
+    let mut status = shared.source.status();
+    status.troubles = troubles::of(&status, &shared.source.alive());
+    Json(status)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::Trouble;
 use crate::outcome::Outcome;
 
 /// Where the numbers come from. Called from the telemetry threads for every request and every collection of metrics, so
@@ -32,6 +33,10 @@ pub struct Status {
     pub region: String,
     /// The version of evrepl.
     pub version: String,
+    /// What is wrong, the worst first; empty when all is well.
+    pub troubles: Vec<Trouble>,
+    /// Stages that have work and have not moved for a while.
+    pub stalls: Vec<StallStatus>,
     /// One entry a peer that is sent to.
     pub flows: Vec<FlowStatus>,
     /// The receiving half.
@@ -54,6 +59,22 @@ pub struct CertificateStatus {
     pub name: String,
     /// Seconds until it, or the first of them, expires; negative when it has.
     pub expires_in_seconds: f64,
+}
+
+/// A stage that has work, waits for nobody, and does not move.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StallStatus {
+    /// The flow it belongs to, or `agent`.
+    pub of: String,
+    /// The kind of actor.
+    pub stage: String,
+    /// Which one.
+    pub place: String,
+    /// How much work it has: messages, batches or keys.
+    pub work: u64,
+    /// For how long it has not moved.
+    pub since_seconds: f64,
 }
 
 /// One flow.
@@ -233,6 +254,8 @@ pub struct LinkStatus {
     pub state: String,
     /// Seconds in that state.
     pub since_seconds: f64,
+    /// Seconds without a session; `null` while there is one.
+    pub away_seconds: Option<f64>,
     /// Failed attempts since the last session.
     pub attempts: u32,
     /// Why the last session or attempt ended.
@@ -297,6 +320,8 @@ pub struct ServerStatus {
     pub cache: String,
     /// `connecting`, `answers` or `away`.
     pub state: String,
+    /// Seconds since it last took writes; `null` while it does.
+    pub away_seconds: Option<f64>,
     /// Its circuit breaker: `closed`, `half_open` or `open`.
     pub breaker: String,
 }

@@ -142,6 +142,7 @@ fn one_flow() -> Status {
                 address: "10.0.0.1:11211".to_owned(),
                 state: "answers".to_owned(),
                 breaker: "closed".to_owned(),
+                away_seconds: None,
             }],
             ..AgentStatus::default()
         },
@@ -359,7 +360,12 @@ fn the_status_names_every_outcome_and_can_be_read_back() {
         (&41.into(), &0.into())
     );
 
-    let back: Status = serde_json::from_str(&body).unwrap();
+    let mut back: Status = serde_json::from_str(&body).unwrap();
+    let wrong: Vec<String> = std::mem::take(&mut back.troubles)
+        .into_iter()
+        .map(|one| one.what)
+        .collect();
+    assert!(wrong.contains(&"the agent does not listen".to_owned()), "{wrong:?}");
     assert_eq!(back, *source.status.lock().unwrap());
     assert_eq!(
         back.flows[0].consumed,

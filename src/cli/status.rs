@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{CliError, ConfigArg, Done, table};
-use crate::admin::{AgentStatus, FlowStatus, LinkStatus, Status};
+use crate::admin::{AgentStatus, FlowStatus, LinkStatus, Status, Trouble};
 use crate::relay::Stage;
 
 /// For the whole answer: it is made from memory, on a thread that does nothing else.
@@ -15,9 +15,10 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Show how a running evrepl fares
 ///
-/// Asks the evrepl that runs with this configuration, at admin.listen, and shows for each flow its
-/// state, the events consumed, in flight and ended by outcome, its lag, its links and what it
-/// waits for; then what the agent receives. Exits with 1 when nothing answers.
+/// Asks the evrepl that runs with this configuration, at admin.listen, and shows what is wrong,
+/// since when and what happens next; a table of its peers; then for each flow its state, the events
+/// consumed, in flight and ended by outcome, its lag, its links and what it waits for; then what
+/// the agent receives. Exits with 1 when nothing answers.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct StatusArgs {
@@ -26,6 +27,9 @@ pub(super) struct StatusArgs {
     /// Print the JSON of /status as it is
     #[arg(long)]
     json: bool,
+    /// Look twice, so long apart, to show events per second too
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "json")]
+    over: Option<Duration>,
 }
 
 /// Why there is no status. Trying again helps once an evrepl runs there.
@@ -67,7 +71,12 @@ impl StatusArgs {
             }
             return Ok(Done::ok(json));
         }
-        Ok(Done::ok(render(&status)))
+        let Some(over) = self.over else {
+            return Ok(Done::ok(render(&status, None)));
+        };
+        super::runtime()?.block_on(tokio::time::sleep(over));
+        let (_, later) = fetch(&config.admin.listen)?;
+        Ok(Done::ok(render(&later, Some((&status, over)))))
     }
 }
 
@@ -104,9 +113,22 @@ pub(super) fn reachable(listen: &str) -> String {
     }
 }
 
-fn render(status: &Status) -> String {
-    let mut out = format!("evrepl {}, region {}\n", status.version, status.region);
+/// With what it was a while ago, if that is known.
+fn render(status: &Status, before: Option<(&Status, Duration)>) -> String {
+    let wrong = match status.troubles.len() {
+        0 => "all is well".to_owned(),
+        1 => "one thing is wrong".to_owned(),
+        many => format!("{many} things are wrong"),
+    };
+    let mut out = format!("evrepl {}, region {}: {wrong}\n", status.version, status.region);
     // Writing to a String cannot fail.
+    for trouble in &status.troubles {
+        let _ = writeln!(out, "! {}", in_words(trouble));
+    }
+    if !status.flows.is_empty() {
+        out.push('\n');
+        table(&peer_rows(status, before), &mut out);
+    }
     for flow in &status.flows {
         let _ = write!(out, "\nflow {}->{}: {}\n", status.region, flow.peer, flow.state);
         table(&flow_rows(flow), &mut out);
@@ -126,6 +148,53 @@ fn render(status: &Status) -> String {
         let _ = write!(out, "\nrestarts: {restarts}\n");
     }
     out
+}
+
+/// `peer eu-west-1 is away: connection refused, for 12s; events wait in Kafka, it is dialled without end`
+pub(super) fn in_words(trouble: &Trouble) -> String {
+    let since = trouble.since_seconds.map(|since| format!(", for {}", seconds(since)));
+    format!("{}{}; {}", trouble.what, since.unwrap_or_default(), trouble.next)
+}
+
+/// A line for each peer, and what the columns are.
+fn peer_rows(status: &Status, before: Option<(&Status, Duration)>) -> Vec<[String; 8]> {
+    let head = [
+        "peer",
+        "state",
+        "lag",
+        "offset lag",
+        "in flight",
+        "dirty",
+        "events/s",
+        "waits for",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    for flow in &status.flows {
+        let unknown = || "-".to_owned();
+        // While no session is open the last lag is of the time before.
+        let lag = flow
+            .lag_seconds
+            .get("acked")
+            .filter(|_| flow.links.iter().any(|link| link.state == "open"));
+        let rate = before.and_then(|(before, time)| {
+            let earlier = before.flows.iter().find(|one| one.peer == flow.peer)?;
+            let consumed = flow.consumed.checked_sub(earlier.consumed)?;
+            Some(format!("{:.0}", consumed as f64 / time.as_secs_f64().max(0.001)))
+        });
+        let waits = flow.waiting_for.iter();
+        let waits = waits.map(|wait| format!("{} ({} keys, {})", wait.server, wait.keys, wait.next));
+        rows.push([
+            flow.peer.clone(),
+            flow.state.clone(),
+            lag.map_or_else(unknown, |lag| format!("{lag:.3} s")),
+            flow.offset_lag.map_or_else(unknown, |lag| lag.to_string()),
+            flow.in_flight.to_string(),
+            flow.dirty.to_string(),
+            rate.unwrap_or_else(unknown),
+            waits.collect::<Vec<_>>().join(", "),
+        ]);
+    }
+    rows
 }
 
 fn row(name: &str, text: String) -> [String; 2] {
@@ -282,7 +351,7 @@ fn listed<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
 }
 
 /// A time that people read: `250ms`, `12s`, `3h 5m`.
-fn seconds(seconds: f64) -> String {
+pub(super) fn seconds(seconds: f64) -> String {
     // What a peer sends may be anything; a century says enough.
     let bounded = if seconds.is_finite() {
         seconds.clamp(0.0, 3.2e9)
@@ -314,6 +383,11 @@ mod tests {
         Status {
             region: "us-east-1".to_owned(),
             version: "0.1.0".to_owned(),
+            troubles: vec![Trouble {
+                what: "peer eu-west-1 is away: connection refused".to_owned(),
+                since_seconds: Some(61.5),
+                next: "9 events wait in Kafka".to_owned(),
+            }],
             flows: vec![FlowStatus {
                 peer: "eu-west-1".to_owned(),
                 state: "waiting_for_peer".to_owned(),
@@ -378,6 +452,7 @@ mod tests {
                     breaker: "closed".to_owned(),
                     address: "10.0.0.1:11211".to_owned(),
                     state: "answers".to_owned(),
+                    away_seconds: None,
                 }],
                 listening: true,
             },
@@ -411,9 +486,13 @@ mod tests {
     #[test]
     fn a_status_shows_what_is_not_zero_and_who_waits_for_whom() {
         assert_eq!(
-            render(&status()),
+            render(&status(), None),
             "\
-evrepl 0.1.0, region us-east-1
+evrepl 0.1.0, region us-east-1: one thing is wrong
+! peer eu-west-1 is away: connection refused, for 1m 1s; 9 events wait in Kafka
+
+peer       state             lag  offset lag  in flight  dirty  events/s  waits for
+eu-west-1  waiting_for_peer  -    9           6          3      -         10.0.0.5:11211 (3 keys, probe in 0.5 s)
 
 flow us-east-1->eu-west-1: waiting_for_peer
   consumed    48
@@ -433,6 +512,29 @@ agent: listening
   memcached  10.0.0.1:11211 answers
 "
         );
+    }
+
+    #[test]
+    fn a_table_of_peers_comes_first_with_rates_when_they_are_known() {
+        let (earlier, mut now) = (status(), status());
+        now.troubles.clear();
+        now.flows[0].consumed += 500;
+        now.flows[0].links[0].state = "open".to_owned();
+        let text = render(&now, Some((&earlier, Duration::from_millis(500))));
+        let first: Vec<&str> = text.lines().take(4).collect();
+        assert_eq!(
+            first,
+            [
+                "evrepl 0.1.0, region us-east-1: all is well",
+                "",
+                "peer       state             lag      offset lag  in flight  dirty  events/s  waits for",
+                "eu-west-1  waiting_for_peer  0.250 s  9           6          3      1000      10.0.0.5:11211 (3 keys, probe in \
+                 0.5 s)",
+            ]
+        );
+        // It was started anew in between.
+        now.flows[0].consumed = 1;
+        assert!(render(&now, Some((&earlier, Duration::from_secs(1)))).contains("  -         10.0.0.5"));
     }
 
     #[test]
