@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::admin::{
     AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
-    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus, StallStatus, Status,
-    StatusSource, WaitingFor,
+    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus,
+    StallStatus, Status, StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
 use crate::breaker::ShownBreaker;

@@ -176,18 +176,6 @@ pub struct CanaryStatus {
     pub lost: BTreeMap<String, u64>,
 }
 
-/// The circuit breaker of a memcached server.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct BreakerStatus {
-    /// The cache that the server belongs to.
-    pub cache: String,
-    /// `host:port`.
-    pub server: String,
-    /// `closed`, `half_open` or `open`; of several lanes, the worst.
-    pub state: String,
-}
-
 /// How long events take for one stage of their path: one event an ack is measured, in all stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -198,6 +186,18 @@ pub struct StageStatus {
     pub count: u64,
     /// Of the last one.
     pub last_seconds: f64,
+}
+
+/// The circuit breaker of a memcached server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BreakerStatus {
+    /// The cache that the server belongs to.
+    pub cache: String,
+    /// `host:port`.
+    pub server: String,
+    /// `closed`, `half_open` or `open`; of several lanes, the worst.
+    pub state: String,
 }
 
 /// A memcached server on which many keys that were set are missing.

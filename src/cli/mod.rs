@@ -12,6 +12,7 @@ mod replay;
 mod run;
 mod status;
 mod tap;
+mod top;
 mod write;
 
 use std::io::{self, Write as _};
@@ -70,6 +71,7 @@ enum Command {
     Write(write::WriteCommand),
     Status(status::StatusArgs),
     Tap(tap::TapArgs),
+    Top(top::TopArgs),
     Replay(replay::ReplayArgs),
 }
 
@@ -114,6 +116,8 @@ enum CliError {
     Status(#[from] status::StatusError),
     #[error("{0}")]
     Tap(#[from] tap::TapError),
+    #[error("{0}")]
+    Top(#[from] top::TopError),
     #[error("{}", write::explain(.0))]
     Write(#[from] WriterError),
     #[error("{0}")]
@@ -166,6 +170,7 @@ impl Command {
             Command::Write(command) => command.execute(),
             Command::Status(args) => args.execute(),
             Command::Tap(args) => args.execute(),
+            Command::Top(args) => args.execute(),
             Command::Replay(args) => args.execute(),
         }
     }

@@ -47,6 +47,8 @@ fn every_documented_command_is_understood() {
         "evrepl write touch --config evrepl.toml sessions key --ttl 60",
         "evrepl status --config evrepl.toml",
         "evrepl status --config evrepl.toml --json",
+        "evrepl status --config evrepl.toml --over 1s",
+        "evrepl top --config evrepl.toml --every 200ms",
         "evrepl tap --config evrepl.toml --key user:1",
         "evrepl tap --config evrepl.toml --key -1 --cache sessions --count 3",
         "evrepl tap --config evrepl.toml --ratio 0.01 --json",
@@ -88,6 +90,7 @@ fn mistakes_are_usage_errors() {
         refused("evrepl tap --config c --key k --ratio 1"),
         ErrorKind::ArgumentConflict
     );
+    assert_eq!(refused("evrepl top --config c --every 1ms"), ErrorKind::ValueValidation);
     for wrong in ["--ratio 0", "--ratio 1.5", "--key k --count 0"] {
         let line = format!("evrepl tap --config c {wrong}");
         assert_eq!(refused(&line), ErrorKind::ValueValidation, "{wrong}");
@@ -141,7 +144,7 @@ fn the_help_of_every_command_says_what_it_does_and_its_defaults() {
     let mut command = Cli::command();
     let mut seen = 0;
     each(&mut command, &mut seen);
-    assert_eq!(seen, 14);
+    assert_eq!(seen, 15);
 }
 
 #[test]
