@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use evrepl_lab::Broker;
+use evrepl_lab::otlp::OtlpSink;
 use evrepl_load::runs::report::{Report, load_average, table};
 use evrepl_load::runs::scenario::{Kind, Scenario};
 use evrepl_load::runs::trial;
@@ -43,6 +44,10 @@ struct Arguments {
     /// A setting of both evrepl processes, with a TOML literal: `flow.lanes=2`, `batch.linger="5ms"`; may be repeated.
     #[arg(long = "set", value_name = "PATH=LITERAL")]
     settings: Vec<String>,
+    /// Both evrepl processes export traces of this part of the events, and metrics, to a collector inside this program, which
+    /// takes everything and keeps it. Without it nothing is exported.
+    #[arg(long, value_name = "RATIO")]
+    traces: Option<f64>,
     /// Where the results go [default: load/results]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -127,8 +132,15 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         .unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results")));
     eprintln!("starting Apache Kafka");
     let broker = Broker::start_with(&[], &JVM);
+    let sink = arguments.traces.map(|ratio| (OtlpSink::start(), ratio));
     let (mut columns, mut right) = (Vec::new(), true);
-    for scenario in scenarios {
+    for mut scenario in scenarios {
+        if let Some((sink, ratio)) = &sink {
+            scenario.settings += &format!(
+                "\n[telemetry]\notlp_endpoint = {:?}\ntrace_ratio = {ratio:?}\n",
+                sink.endpoint()
+            );
+        }
         let mut report = Report::new(&scenario);
         for number in 1..=arguments.runs {
             eprintln!("{}, run {number} of {}", scenario.name, arguments.runs);
@@ -148,5 +160,8 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         columns.push((scenario.name, report.median()));
     }
     println!("{}", table(&columns));
+    if let Some((sink, _)) = &sink {
+        println!("{} spans were taken", sink.spans().len());
+    }
     Ok(right)
 }
