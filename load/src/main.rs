@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use evrepl_lab::Broker;
 use evrepl_lab::otlp::OtlpSink;
+use evrepl_load::runs::plot::{Labelled, svg};
 use evrepl_load::runs::report::{Report, load_average, table};
 use evrepl_load::runs::scenario::{Kind, Scenario};
 use evrepl_load::runs::trial;
@@ -51,6 +52,15 @@ struct Arguments {
     /// Where the results go [default: load/results]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Runs nothing: draws earlier results, given by --of, side by side into this SVG, and prints their table.
+    #[arg(long, value_name = "FILE", requires = "of")]
+    plot: Option<PathBuf>,
+    /// A result to be drawn, and what to call it; those of the same label stand together. May be repeated.
+    #[arg(long, value_name = "LABEL=FILE", requires = "plot")]
+    of: Vec<String>,
+    /// What stands above the plot.
+    #[arg(long, value_name = "TEXT", default_value = "", requires = "plot")]
+    title: String,
     /// Lists the scenarios and ends.
     #[arg(long)]
     list: bool,
@@ -112,6 +122,13 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         for scenario in scenarios {
             println!("{}", scenario.name);
         }
+        return Ok(true);
+    }
+    if let Some(file) = &arguments.plot {
+        let all = Labelled::read(&arguments.of)?;
+        std::fs::write(file, svg(&arguments.title, &all))
+            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        println!("{}", table(&all.iter().map(Labelled::column).collect::<Vec<_>>()));
         return Ok(true);
     }
     needs::regions()?;

@@ -586,6 +586,7 @@ impl PartitionConsumer {
             partition = at.partition,
             offset = first.offset,
             reason = first.reason,
+            trace_id = first.trace_id(),
             events = letters.len(),
             "events cannot be replicated, handing them to the dead-letter topic; offset and reason are the first one's"
         );
@@ -775,6 +776,11 @@ impl DeadLetter {
             produced_at_ms: record.produced_at(),
             taken: chunk.taken,
         }
+    }
+
+    /// The writer's trace, for the log.
+    fn trace_id(&self) -> Option<String> {
+        Some(self.extra.as_ref()?.trace?.trace_id_hex())
     }
 
     async fn produce_until_taken(&self, producer: &Producer, topic: &str, shared: &FlowShared) {

@@ -2,8 +2,9 @@
 //!
 //! [`scenario`] says what is run; [`source`] is the application that writes; [`trial`] starts the processes, runs one
 //! scenario once and reads the accounts; [`readable`] watches values arrive; [`verify`] compares every value;
-//! [`report`] makes medians, tables and files of it.
+//! [`report`] makes medians, tables and files of it, [`plot`] draws them side by side.
 
+pub mod plot;
 pub mod progress;
 pub mod readable;
 pub mod report;

@@ -107,7 +107,7 @@ fn machine() -> Value {
 }
 
 /// The median of every number in `runs`, which have one shape; of what isn't a number, the first run's.
-fn median(runs: &[Value]) -> Value {
+pub fn median(runs: &[Value]) -> Value {
     match runs.first() {
         None => Value::Null,
         Some(Value::Number(_)) => {
