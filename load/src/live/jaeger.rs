@@ -32,8 +32,8 @@ const MAX_BYTES: usize = 64 << 20;
 /// Traces a second that a region's writes should give: many to choose from, and no load to speak of.
 const TRACES_A_SECOND: f64 = 20.0;
 
-/// How many of the newest traces are looked through for one to show.
-const LOOKED_THROUGH: usize = 50;
+/// How many of the newest traces are looked through for one to show: batches and rebalances are traces too.
+const LOOKED_THROUGH: usize = 200;
 
 /// The page answers from memory; what takes longer has gone wrong.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
