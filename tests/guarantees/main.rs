@@ -34,6 +34,7 @@ mod stages;
 mod strangers_are_refused;
 mod supervision;
 mod survives_a_dead_peer;
+mod tools;
 mod traces;
 mod what_hangs_is_restarted;
 mod windows_are_kept;
