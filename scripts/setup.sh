@@ -64,6 +64,8 @@ if [ "$what" = all ]; then
     # pylibmc has wheels for common Pythons; where none fits, pip builds it against these.
     need libmemcached-dev header libmemcached/memcached.h
     need python3-dev python_header
+    # promtool, and a Prometheus for the test of the dashboard.
+    need prometheus command -v promtool
 fi
 
 [ ${#missing[@]} -eq 0 ] && exit 0
@@ -79,6 +81,10 @@ if [ "$(id -u)" -ne 0 ]; then
     root=(sudo)
 fi
 "${root[@]}" apt-get update -q
+if [[ " ${missing[*]} " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
+    # Only its programs are wanted: masked, Debian's service neither starts now nor at the next boot.
+    "${root[@]}" systemctl mask prometheus.service >/dev/null 2>&1 || true
+fi
 if ! "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"; then
     echo "setup: apt-get could not install all of: ${missing[*]}" >&2
     exit 1

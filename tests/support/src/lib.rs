@@ -34,6 +34,7 @@ pub mod memcached;
 pub mod otlp;
 pub mod place;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod region;
 pub mod wait;
@@ -45,6 +46,7 @@ pub use memcached::{Memcached, MetaClient, Put, Ring, Value};
 pub use otlp::{OtlpSink, SinkEvent, SinkLink, SinkPoint, SinkSpan, SinkStatus, SpanKind};
 pub use place::{Dir, free_port, unique};
 pub use process::{Process, Signal};
+pub use prometheus::{Prometheus, promtool, repository};
 pub use proxy::FaultProxy;
 pub use region::{
     Certs, FlowStatus, FlowSums, Mismatch, PeerSpec, Region, RegionBuilder, Sampler, TwoRegions, TwoRegionsSpec,

@@ -13,6 +13,7 @@ pub use pair::{TwoRegions, TwoRegionsSpec, two_regions};
 pub use settle::{
     FlowSums, Mismatch, accounted, assert_same, compare, flow_sums, settle, settle_within, settled_within,
 };
+pub(crate) use status::get;
 pub use status::{FlowStatus, Sampler, balanced, flows};
 
 use std::fmt::Write;

@@ -119,7 +119,7 @@ fn agent() -> &'static ureq::Agent {
     })
 }
 
-pub(super) fn get(url: &str) -> Result<(u16, String), String> {
+pub(crate) fn get(url: &str) -> Result<(u16, String), String> {
     let mut response = agent().get(url).call().map_err(|error| format!("{url}: {error}"))?;
     let body = response
         .body_mut()
