@@ -22,6 +22,8 @@ const PAGE_WITHIN: Duration = Duration::from_secs(60);
 struct Row {
     service: String,
     operation: String,
+    /// Whether Jaeger's critical path, the black line, goes through it.
+    critical: bool,
 }
 
 /// The rows of a trace's page, top to bottom.
@@ -37,6 +39,7 @@ fn rows(page: &str) -> Vec<Row> {
         Some(Row {
             service: text(piece),
             operation: text(operation),
+            critical: piece.contains("class=\"SpanBar--criticalPath"),
         })
     };
     pieces.filter_map(row).collect()
@@ -100,6 +103,12 @@ fn a_browser_shows_the_way_of_one_write_with_the_spans_of_both_regions() {
         "{link} shows {rows:#?}"
     );
 
+    // The stages follow one another, and Jaeger sees that none of them could have been left out.
+    for stage in ["queue", "look", "coalesce", "agent queue"] {
+        let critical = rows.iter().any(|row| row.operation == stage && row.critical);
+        assert!(critical, "{stage} is not on the critical path of {link}: {rows:#?}");
+    }
+
     // For whoever wants to see it; README's is taken this way.
     let shot = target().join("browser/trace.png");
     fs::create_dir_all(shot.parent().unwrap()).unwrap();
@@ -113,11 +122,16 @@ fn a_browser_shows_the_way_of_one_write_with_the_spans_of_both_regions() {
 #[test]
 fn rows_of_a_page_are_found_by_the_classes_that_jaeger_gives_them() {
     let page = r#"<a class="span-name "><span class="span-svc-name ">evrepl </span><small class="endpoint-name">ship</small></a>
+        <div class="SpanBar--criticalPath" style="background: black"></div>
         <span class="span-svc-name is-children-collapsed">other </span><small class="endpoint-name">apply x</small>"#;
-    let row = |service: &str, operation: &str| Row {
+    let row = |service: &str, operation: &str, critical| Row {
         service: service.into(),
         operation: operation.into(),
+        critical,
     };
-    assert_eq!(rows(page), [row("evrepl", "ship"), row("other", "apply x")]);
+    assert_eq!(
+        rows(page),
+        [row("evrepl", "ship", true), row("other", "apply x", false)]
+    );
     assert_eq!(rows("<p>Trace not found</p>"), []);
 }

@@ -288,6 +288,12 @@ pub fn end_of_ms(ms: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_micros(ms.max(0) as u64 * 1000 + 999)
 }
 
+/// The end of a stage that another one follows: a microsecond before that one begins, because Jaeger, which counts in
+/// microseconds, takes only what ended *before* into its critical path, and would leave out every second stage.
+pub fn before_next(begins: SystemTime) -> SystemTime {
+    begins.checked_sub(Duration::from_micros(1)).unwrap_or(begins)
+}
+
 /// What differs from span to span; [`SpanDraft::span`] adds the rest.
 pub struct SpanDraft {
     /// Which trace.

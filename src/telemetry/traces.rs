@@ -14,7 +14,7 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::SpanData;
 use tokio::time::Instant;
 
-use super::event_trace::{BothClocks, EventTrace, PathStage, SpanDraft, end_of_ms, random_id};
+use super::event_trace::{BothClocks, EventTrace, PathStage, SpanDraft, before_next, end_of_ms, random_id};
 use super::export::{SpanCounts, SpanQueue};
 use super::names::{SCOPE, db, events, general, messaging, own};
 use super::sampler::{PerSecond, Sampler};
@@ -207,10 +207,17 @@ impl Traces {
         );
         let taken = clocks.wall(trace.taken);
         let produced = end_of_ms(event.produced_at_ms).min(taken);
-        let mut stages: Vec<SpanData> =
-            vec![self.stage(trace, event, PathStage::Kafka, random_id(), (produced, taken))];
+        let mut stages: Vec<SpanData> = vec![self.stage(
+            trace,
+            event,
+            PathStage::Kafka,
+            random_id(),
+            (produced, before_next(taken)),
+        )];
         for (stage, end) in trace.stages(ended) {
-            let times = (clocks.wall(stage.from), clocks.wall(end));
+            let last = end == ended;
+            let end = clocks.wall(end);
+            let times = (clocks.wall(stage.from), if last { end } else { before_next(end) });
             let span = self.stage(trace, event, stage.stage, stage.id, times);
             stages.push(span);
         }
@@ -444,7 +451,7 @@ impl Traces {
             PathStage::AgentQueue,
             "agent queue",
             SpanKind::Internal,
-            (received, called),
+            (received, if wrote { before_next(called) } else { called }),
             Vec::new(),
         );
         queue.give(waited.span(&self.scope));
