@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use evrepl::telemetry::metrics::METRICS;
 use evrepl_lab::faults::world::faketime;
-use evrepl_lab::{CacheSpec, OtlpSink, Region, TwoRegionsSpec, accounted, assert_same, settle, shared, wait_until};
+use evrepl_lab::{
+    CacheSpec, OtlpSink, Region, TwoRegionsSpec, accounted, assert_same, holds_within, settle, shared, wait_until,
+};
 
 const FLOW: &str = "us-east-1->eu-west-1";
 const LIMIT: Duration = Duration::from_secs(30);
@@ -295,7 +297,11 @@ fn the_age_of_what_is_not_committed_grows_while_the_peer_is_away_and_permits_are
 fn otlp_carries_the_same_metrics_with_the_same_names_and_units() {
     let _gate = shared();
     let sink = OtlpSink::start();
-    let pair = TwoRegionsSpec::new().telemetry(&sink.endpoint(), 0.0).one_way().start();
+    let pair = TwoRegionsSpec::new()
+        .telemetry(&sink.endpoint(), 0.0)
+        .extra("[canary]\ninterval = \"1s\"")
+        .one_way()
+        .start();
     let mut writer = pair.us.writer("sessions");
     writer.set_all((0..200).map(|n| (format!("key:{n}"), "value")));
     settle(&pair.both());
@@ -310,8 +316,14 @@ fn otlp_carries_the_same_metrics_with_the_same_names_and_units() {
         let names = sink.metric_names().into_iter();
         names.filter(|name| name.starts_with("evrepl_")).collect()
     };
-    wait_until("what is scraped is what is exported", LIMIT, || scraped() == exported());
-    assert!(scraped().len() >= METRICS.len() - 3, "hardly any: {:?}", scraped());
+    let declared: BTreeSet<String> = METRICS.iter().map(|metric| metric.name.to_owned()).collect();
+    let came = holds_within(LIMIT, || scraped() == declared && exported() == declared);
+    assert!(
+        came,
+        "scraped but not declared, or the reverse: {:?}; exported: {:?}",
+        scraped().symmetric_difference(&declared).collect::<Vec<_>>(),
+        exported().symmetric_difference(&declared).collect::<Vec<_>>()
+    );
     for metric in METRICS {
         for point in sink.points(metric.name) {
             assert_eq!(point.unit, metric.unit, "{}", metric.name);
