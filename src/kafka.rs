@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::config::{Kafka, StartAt};
 use crate::retention::{self, Gap};
+use crate::telemetry::RateLimit;
 
 /// How long a question to the broker may take before it is asked again or given up.
 const ASK: Duration = Duration::from_secs(5);
@@ -207,14 +208,23 @@ impl ClientContext for FlowContext {
             tracing::debug!(error = %error, reason, "kafka consumer");
             return;
         }
-        tracing::warn!(error = %error, reason, "kafka consumer");
+        if let Some(unsaid) = CONSUMER_ERRORS.due(&error.to_string()) {
+            tracing::warn!(error = %error, reason, unsaid, "kafka consumer");
+        }
     }
 }
+
+/// librdkafka says them for each broker, and at each try.
+static CONSUMER_ERRORS: RateLimit = RateLimit::new();
+/// By facility: the messages themselves differ in times and addresses.
+static CLIENT_ERRORS: RateLimit = RateLimit::new();
 
 fn log_librdkafka(level: RDKafkaLogLevel, fac: &str, message: &str) {
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-            tracing::warn!(facility = fac, message, "librdkafka");
+            if let Some(unsaid) = CLIENT_ERRORS.due(fac) {
+                tracing::warn!(facility = fac, message, unsaid, "librdkafka");
+            }
         }
         // An offset that retention has removed, or a topic that was made anew.
         _ if fac == "OFFSET" => tracing::warn!(facility = fac, message, "librdkafka"),

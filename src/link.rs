@@ -11,6 +11,7 @@ use tokio_rustls::client::TlsStream;
 use crate::config::Compression;
 use crate::memcached::MAX_KEY_BYTES;
 use crate::relay::{FlowShared, ITEM_OVERHEAD, SessionTerms};
+use crate::telemetry::RateLimit;
 use crate::tls::{TlsMaterial, server_name};
 use crate::wire::{self, CacheStatus, Decoder, FEATURE_LZ4, Frame, Hello, HelloAck, Limits, WireError};
 
@@ -73,6 +74,9 @@ pub fn hello(shared: &FlowShared) -> Hello {
     }
 }
 
+/// Said in each session of each lane otherwise.
+static NOT_TAKEN: RateLimit = RateLimit::new();
+
 /// What the greeting's answer means for the lane.
 pub fn terms(shared: &FlowShared, ack: &HelloAck) -> SessionTerms {
     let mut accepted = vec![false; shared.config.caches.len()];
@@ -80,11 +84,14 @@ pub fn terms(shared: &FlowShared, ack: &HelloAck) -> SessionTerms {
         if let Some(cache) = shared.config.caches.iter().position(|cache| cache.name == *name) {
             accepted[cache] = *status == CacheStatus::Accepted;
         }
-        if *status != CacheStatus::Accepted {
+        if *status != CacheStatus::Accepted
+            && let Some(unsaid) = NOT_TAKEN.due(&format!("{} {name}", shared.view.name))
+        {
             tracing::warn!(
                 flow = shared.view.name,
                 cache = name,
                 ?status,
+                unsaid,
                 "peer does not take this cache, its keys wait"
             );
         }

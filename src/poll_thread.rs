@@ -26,6 +26,7 @@ use crate::parking::{Headers, Parked};
 use crate::pulse::Pulse;
 use crate::relay::{FlowView, wall_ms};
 use crate::retention::{Found, Reading};
+use crate::telemetry::RateLimit;
 use crate::telemetry::names::SPAN_TARGET;
 
 /// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
@@ -899,7 +900,7 @@ impl<'a> PollLoop<'a> {
                 if length <= lane.queue.capacity / 2 {
                     match self.consumer.resume(&lane.queue.at) {
                         Ok(()) => lane.queue.paused.store(false, Relaxed),
-                        Err(error) => tracing::warn!(%error, "partition could not be resumed"),
+                        Err(error) => say_rarely(&error, "partition could not be resumed"),
                     }
                 }
             }
@@ -907,14 +908,17 @@ impl<'a> PollLoop<'a> {
         if self.confirmed_at.elapsed() >= CONFIRM_EVERY {
             self.confirmed_at = Instant::now();
             if let Err(error) = self.consumer.commit(&[]) {
-                tracing::warn!(%error, "commit could not be queued; the next one covers it");
+                say_rarely(&error, "commit could not be queued; the next one covers it");
             }
             self.look_after_kafka();
         }
         if self.watermarks_at.elapsed() >= WATERMARKS_EVERY {
             self.watermarks_at = Instant::now();
             if let Err(error) = self.consumer.claim_left_out() {
-                tracing::warn!(%error, "not known whether the group has left partitions out, asking again");
+                say_rarely(
+                    &error,
+                    "not known whether the group has left partitions out, asking again",
+                );
             }
             Self::heed_missed(&mut self.lanes, &self.consumer);
             for lane in &mut self.lanes {
@@ -1028,7 +1032,7 @@ impl<'a> PollLoop<'a> {
     fn pause(consumer: &FlowConsumer, lane: &Lane) {
         match consumer.pause(&lane.queue.at) {
             Ok(()) => lane.queue.paused.store(true, Relaxed),
-            Err(error) => tracing::warn!(%error, "partition could not be paused"),
+            Err(error) => say_rarely(&error, "partition could not be paused"),
         }
     }
 
@@ -1110,9 +1114,17 @@ impl<'a> PollLoop<'a> {
             }
             drop(ours);
             if let Err(error) = self.consumer.commit(&commits) {
-                tracing::warn!(%error, "commit could not be queued; the next one covers it");
+                say_rarely(&error, "commit could not be queued; the next one covers it");
             }
         }
         Ok(go_on)
+    }
+}
+/// Of what is tried again in the next round, which is soon.
+static TROUBLES: RateLimit = RateLimit::new();
+
+fn say_rarely(error: &KafkaError, what: &str) {
+    if let Some(unsaid) = TROUBLES.due(what) {
+        tracing::warn!(%error, unsaid, "{what}");
     }
 }

@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use crate::agent::AgentShared;
 use crate::config::Peer;
 use crate::handoff::Handoff;
+use crate::telemetry::RateLimit;
 use crate::wire::{self, CacheStatus, Decoder, FEATURE_LZ4, Frame, GoAway, Hello, HelloAck, Limits, WireError};
 
 use super::agent_session::{AgentSession, AgentSessionParts};
@@ -70,6 +71,13 @@ pub enum GreetingError {
     #[error("draining")]
     Draining,
 }
+
+/// Whoever is refused dials again, and again.
+static REFUSED: RateLimit = RateLimit::new();
+/// No descriptor left: each try fails.
+static NOT_ACCEPTED: RateLimit = RateLimit::new();
+/// A cache of a session, in each session.
+static FORBIDDEN: RateLimit = RateLimit::new();
 
 /// What a listener is made of; the same parts make the next one after a restart.
 #[derive(Clone)]
@@ -126,7 +134,9 @@ impl Actor for AgentListener {
                         });
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "could not accept a connection");
+                        if let Some(unsaid) = NOT_ACCEPTED.due(&error.to_string()) {
+                            tracing::warn!(%error, unsaid, "could not accept a connection");
+                        }
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 }
@@ -148,7 +158,11 @@ async fn greet_or_refuse(parts: AgentListenerParts, tcp: TcpStream, remote: Stri
         Ok(Err(error)) => error,
         Err(_) => GreetingError::Timeout,
     };
-    tracing::warn!(remote, error = %refused, "caller refused");
+    // Without the port, which is another one each time.
+    let host = remote.rsplit_once(':').map_or(remote.as_str(), |(host, _)| host);
+    if let Some(unsaid) = REFUSED.due(&format!("{host} {refused}")) {
+        tracing::warn!(remote, error = %refused, unsaid, "caller refused");
+    }
 }
 
 async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Result<(), GreetingError> {
@@ -260,11 +274,14 @@ fn accept(
             Some(_) if !peer.caches.contains(name) => CacheStatus::Forbidden,
             Some(_) => CacheStatus::Accepted,
         };
-        if status != CacheStatus::Accepted {
+        if status != CacheStatus::Accepted
+            && let Some(unsaid) = FORBIDDEN.due(&format!("{} {name}", peer.region))
+        {
             tracing::warn!(
                 peer = peer.region,
                 cache = name,
                 ?status,
+                unsaid,
                 "caller may not write this cache"
             );
         }

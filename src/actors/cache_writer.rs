@@ -29,8 +29,7 @@ use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::wall_ms;
 use crate::sabotage;
 use crate::stamps::{SessionId, StampTable, Verdict};
-use crate::telemetry::AnsweredItem;
-use crate::telemetry::MemcachedInstruments;
+use crate::telemetry::{AnsweredItem, MemcachedInstruments, RateLimit};
 use crate::wire::{Expiry, Item, ItemOp, Status};
 
 /// Items of one call to memcached: enough to make its round trip cheap, few enough to answer soon.
@@ -43,6 +42,8 @@ const STAMP_SLOTS_LOG2: u32 = 20;
 const MAX_RELATIVE_SECONDS: i64 = 2_592_000;
 /// Between two log lines about refused writes: a server that is out of memory refuses each.
 const REFUSALS_EVERY: Duration = Duration::from_secs(10);
+/// A server that drops its connections may do so at each call.
+static BROKEN: RateLimit = RateLimit::new();
 
 /// The share of a batch that lives on this server. Travels by hand-off.
 pub struct ApplyItems {
@@ -496,7 +497,9 @@ impl CacheWriter {
                 }
             }
             Err(error) => {
-                tracing::warn!(server = self.address(), %error, "memcached connection failed, keys without an answer are looked at again");
+                if let Some(unsaid) = BROKEN.due(self.address()) {
+                    tracing::warn!(server = self.address(), %error, unsaid, "memcached connection failed, keys without an answer are looked at again");
+                }
                 self.link = Link::None;
                 self.calls.call_failed();
                 self.fence.passes(self.server, None);

@@ -36,7 +36,7 @@ use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{
     EventsReported, Fate, FlowShared, HeldEvent, ORIGIN_OTHER, PartitionReport, Stage, Ticket, wall_ms,
 };
-use crate::telemetry::{EventTrace, Note, Sampler};
+use crate::telemetry::{EventTrace, Note, RateLimit, Sampler};
 
 use super::cache_reader::{LookAt, ParkPartition};
 
@@ -580,16 +580,19 @@ impl PartitionConsumer {
         // A retry record's too: it is an event of that topic.
         let source = &shared.config.caches[self.parts.cache as usize].topic;
         let topic = shared.config.kafka.dead_letter_topic_for(source);
-        tracing::warn!(
-            flow = shared.view.name,
-            topic = at.topic,
-            partition = at.partition,
-            offset = first.offset,
-            reason = first.reason,
-            trace_id = first.trace_id(),
-            events = letters.len(),
-            "events cannot be replicated, handing them to the dead-letter topic; offset and reason are the first one's"
-        );
+        if let Some(unsaid) = DEAD_LETTERS.due(&format!("{} {} {}", shared.view.name, at.topic, first.reason)) {
+            tracing::warn!(
+                flow = shared.view.name,
+                topic = at.topic,
+                partition = at.partition,
+                offset = first.offset,
+                reason = first.reason,
+                trace_id = first.trace_id(),
+                events = letters.len(),
+                unsaid,
+                "events cannot be replicated, handing them to the dead-letter topic; offset and reason are the first one's"
+            );
+        }
         self.dead_letters += letters.len();
         let produce = async move {
             let all = futures_util::stream::iter(&letters).for_each_concurrent(DEAD_LETTERS_AT_ONCE, |(_, letter)| {
@@ -753,6 +756,11 @@ pub fn merged(older: Op, newer: Op) -> Op {
     }
 }
 
+/// A writer that is wrong is wrong in each chunk.
+static DEAD_LETTERS: RateLimit = RateLimit::new();
+/// Of each letter otherwise, in each try.
+static NOT_BURIED: RateLimit = RateLimit::new();
+
 /// A record that cannot become an event, as it was.
 struct DeadLetter {
     offset: i64,
@@ -785,7 +793,9 @@ impl DeadLetter {
 
     async fn produce_until_taken(&self, producer: &Producer, topic: &str, shared: &FlowShared) {
         while let Err(error) = self.produce(producer, topic, shared).await {
-            tracing::warn!(%error, topic, "dead letter not taken by kafka, trying again");
+            if let Some(unsaid) = NOT_BURIED.due(topic) {
+                tracing::warn!(%error, topic, unsaid, "dead letter not taken by kafka, trying again");
+            }
             tokio::time::sleep(DEAD_LETTER_PAUSE).await;
         }
     }
