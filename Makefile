@@ -31,10 +31,11 @@ python: setup
 test: kafka python
 	cargo test --workspace --features failpoints $(ARGS)
 
-# A release build, so that the traces show what evrepl takes; `make load` shares it.
+# A release build, so that the traces show what evrepl takes; `make load` shares it. Only what it runs: each program more is
+# another minute of thin LTO.
 demo:
 	@scripts/setup.sh demo
-	cargo build --release -p evrepl -p evrepl-load --bins
+	cargo build --release -p evrepl -p evrepl-load --bin evrepl --bin evrepl-demo
 	@target/release/evrepl-demo $(ARGS)
 
 # After `make test` nothing is left to build: the same packages and features. actix_contract has no such test; it is named because
