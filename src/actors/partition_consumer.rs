@@ -835,7 +835,12 @@ impl DeadLetter {
 impl FlowShared {
     /// Notes the lag of an event at a stage.
     pub fn lag(&self, stage: Stage, produced_at_ms: i64) {
-        let us = (wall_ms() - produced_at_ms).max(0) * 1000;
+        self.lag_at(stage, produced_at_ms, wall_ms());
+    }
+
+    /// The same at this time, milliseconds since the epoch.
+    pub fn lag_at(&self, stage: Stage, produced_at_ms: i64, now_ms: i64) {
+        let us = (now_ms - produced_at_ms).max(0) * 1000;
         self.view.lag(stage, us);
         self.metrics.record_stage_lag(stage.name(), us as f64 / 1e6);
     }

@@ -594,7 +594,8 @@ impl RemoteLink {
             open.acked = Instant::now();
         }
         if let Some(produced_at_ms) = newest {
-            self.parts.shared.lag(Stage::Acked, produced_at_ms);
+            // By the same clock reading as the stages, which add up to it.
+            self.parts.shared.lag_at(Stage::Acked, produced_at_ms, now_ms);
         }
         self.parts.shared.report(&mut reports);
         dirty.send(&self.readers);

@@ -79,6 +79,9 @@ fn a_stage_that_is_made_slow_is_the_one_that_grows_and_all_of_them_add_up_to_the
         .sum();
     let lag = status["flows"][0]["lag_seconds"]["acked"].as_f64().unwrap();
     assert!(lag > 3.0 * SLOW.as_secs_f64(), "{lag}");
-    // The wall clock of both is cut to milliseconds, and another thread may come in between.
-    assert!((sum - lag).abs() < 0.03, "{stages:?} add up to {sum}, the lag is {lag}");
+    // Both are cut to milliseconds; another thread may come between the readings of the two clocks.
+    assert!(
+        (sum - lag).abs() < 0.25 * lag,
+        "{stages:?} add up to {sum}, the lag is {lag}"
+    );
 }
