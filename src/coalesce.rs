@@ -181,25 +181,15 @@ mod tests {
     fn item(key: u8, seq: u64, seen: Seen, looked_at: u64) -> HeldItem {
         HeldItem {
             event: HeldEvent {
-                key: Bytes::from(vec![key]),
-                cache: 0,
-                server: 0,
-                op: Op::Set,
-                ttl: None,
                 ver: seq,
-                origin: 0,
-                produced_at_ms: 0,
-                ticket: Ticket { consumer: 0, seq },
-                attempts: 0,
-                full: false,
-                missed: false,
-                probe: false,
-                fill: false,
-                parked: 0,
-                dirty_since: None,
-                extra: None,
-                taken: Instant::now(),
-                trace: None,
+                ..HeldEvent::new(
+                    Bytes::from(vec![key]),
+                    (0, 0),
+                    Op::Set,
+                    0,
+                    Ticket { consumer: 0, seq },
+                    Instant::now(),
+                )
             },
             seen,
             looked_at,

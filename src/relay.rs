@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::event::{Op, TraceContext};
 use crate::handoff::Mailboxes;
 use crate::hashing::Ring;
+use crate::hlc;
 use crate::kafka::TopicPartition;
 use crate::misses::{Counts, LIKELY_CAUSES, Limit, Raised, Window};
 use crate::offsets::{Accounts, Seq};
@@ -91,6 +92,43 @@ pub struct HeldEvent {
 }
 
 impl HeldEvent {
+    /// An event as it is taken: nothing has happened to it, and its record says no more than that.
+    pub fn new(
+        key: Bytes,
+        (cache, server): (u16, u16),
+        op: Op,
+        produced_at_ms: i64,
+        ticket: Ticket,
+        taken: Instant,
+    ) -> Self {
+        HeldEvent {
+            key,
+            cache,
+            server,
+            op,
+            ttl: None,
+            ver: hlc::from_millis(produced_at_ms.max(0) as u64),
+            origin: 0,
+            produced_at_ms,
+            ticket,
+            attempts: 0,
+            full: false,
+            missed: false,
+            probe: false,
+            fill: false,
+            parked: 0,
+            dirty_since: None,
+            extra: None,
+            taken,
+            trace: None,
+        }
+    }
+
+    /// The trace that its writer says it belongs to.
+    pub fn writers_trace(&self) -> Option<TraceContext> {
+        self.extra.as_ref()?.trace
+    }
+
     /// It is a canary ([`crate::canary`]): never dirty, never parked, in no account.
     pub fn is_canary(&self) -> bool {
         self.ticket == Ticket::CANARY
@@ -100,7 +138,7 @@ impl HeldEvent {
     pub fn trace_context(&self) -> Option<TraceContext> {
         match &self.trace {
             Some(trace) if trace.exported => Some(trace.context()),
-            _ => self.extra.as_ref()?.trace.filter(TraceContext::sampled),
+            _ => self.writers_trace().filter(TraceContext::sampled),
         }
     }
 
@@ -757,8 +795,6 @@ pub struct FlowShared {
     pub going_down: AtomicBool,
     /// Which incarnation of the flow this is.
     pub incarnation: u64,
-    /// The consumer group of its source topics.
-    pub group: String,
 }
 
 impl FlowShared {
@@ -859,7 +895,7 @@ impl FlowShared {
         let about = TracedEvent {
             flow: &self.view.name,
             peer: &self.peer().region,
-            group: &self.group,
+            group: &self.config.kafka.group_for(&self.config.region, &self.peer().region),
             topic: &cache.topic,
             cache: &cache.name,
             server: &cache.servers[server].address,
@@ -888,22 +924,25 @@ impl FlowShared {
         }
     }
 
-    /// Traces an event that was not sampled and has failed, if there is room for one more such trace in this second. Its key
-    /// may have waited, but where it was meanwhile is not known.
-    pub fn trace_failed(&self, event: &mut HeldEvent, outcome: Outcome, error: &str) {
-        if event.trace.is_none() {
-            if !self.traces().keeps_one_more(KeptFor::Failed, wall_ms()) {
-                return;
-            }
-            let mut trace = EventTrace::begin(event.extra.as_ref().and_then(|extra| extra.trace), event.taken);
-            trace.kept_for = Some(KeptFor::Failed);
-            if let Some(since) = event.dirty_since {
-                trace.enter(PathStage::Wait, since);
-            }
-            event.trace = Some(Box::new(trace));
+    /// Begins the trace of an event that is not traced and should have been, if there is room for one more such trace in this
+    /// second. Its key may have waited, but where it was meanwhile is not known.
+    pub fn keep_trace<'a>(&self, event: &'a mut HeldEvent, why: KeptFor, now_ms: i64) -> Option<&'a mut EventTrace> {
+        if event.trace.is_some() || !self.traces().keeps_one_more(why, now_ms) {
+            return None;
         }
-        self.trace_ended(event, outcome, Some(error));
-        event.trace = None;
+        let mut trace = EventTrace::begin(event.writers_trace(), event.taken);
+        trace.kept_for = Some(why);
+        if let Some(since) = event.dirty_since {
+            trace.enter(PathStage::Wait, since);
+        }
+        Some(event.trace.insert(Box::new(trace)))
+    }
+
+    /// Traces an event that was not sampled and has failed.
+    pub fn trace_failed(&self, event: &mut HeldEvent, outcome: Outcome, error: &str) {
+        if self.keep_trace(event, KeptFor::Failed, wall_ms()).is_some() {
+            self.trace_ended(event, outcome, Some(error));
+        }
     }
 
     /// The partition consumers of the flow that still run.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::coalesce::{OpenBatch, Trigger};
 use crate::config::Compression;
-use crate::event;
+use crate::event::TraceContext;
 use crate::failpoint;
 use crate::handoff::{Carried, Handoff};
 use crate::outcome::Outcome;
@@ -21,7 +21,7 @@ use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{FlowShared, HeldEvent, HeldItem, LaneClock, ORIGIN_OTHER, Reports, Seen};
 use crate::telemetry::BatchClosed;
 use crate::telemetry::PathStage;
-use crate::wire::{Codec, EncodedBatch, Expiry, ItemEncoder, ItemOp, ItemRef, TraceContext};
+use crate::wire::{Codec, EncodedBatch, Expiry, ItemEncoder, ItemOp, ItemRef};
 
 /// Items from one reader, in look order. Travels by hand-off.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub struct ShipBatch {
     /// Why it left.
     pub trigger: Trigger,
     /// The spans of those of its items that are traced.
-    pub members: Vec<event::TraceContext>,
+    pub members: Vec<TraceContext>,
 }
 
 /// What the link keeps of an item.
@@ -280,10 +280,6 @@ fn encodable(item: &HeldItem, cache: u16, now: Instant) -> ItemRef<'_> {
         looked_at: item.looked_at,
         age_us: now.saturating_duration_since(item.looked).as_micros() as u64,
         produced_at_ms: item.event.produced_at_ms.max(0) as u64,
-        trace: item.event.trace_context().map(|t| TraceContext {
-            trace_id: t.trace_id,
-            span_id: t.span_id,
-            flags: t.flags,
-        }),
+        trace: item.event.trace_context(),
     }
 }

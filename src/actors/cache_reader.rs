@@ -425,15 +425,12 @@ impl CacheReader {
         let mut reports = Reports::default();
         let shared = self.parts.shared.clone();
         let (mut refused, mut kept) = (None, 0);
-        for (event, result) in parked {
+        for (mut event, result) in parked {
             match result {
                 Ok(()) => {
-                    let mut event = event;
                     event.note(|| Note::Parked, now);
                     reports.finished_dirty(&event, Outcome::Parked);
-                    if event.trace.is_none() {
-                        shared.trace_failed(&mut event, Outcome::Parked, "parked on the retry topic");
-                    }
+                    shared.trace_failed(&mut event, Outcome::Parked, "parked on the retry topic");
                 }
                 Err(error) => {
                     refused = Some(error);
@@ -661,9 +658,8 @@ impl CacheReader {
         self.parts.shared.report(&mut reports);
     }
 
-    fn look(&mut self, events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
+    fn look(&mut self, mut events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
         failpoint::at_keys("cache_reader_event", events.iter().map(|event| &event.key));
-        let mut events = events;
         events.iter_mut().for_each(|event| event.enter(PathStage::Look, now));
         self.reading = true;
         self.look_began = now;

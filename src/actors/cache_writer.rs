@@ -141,14 +141,9 @@ pub struct TracedItem {
 impl TracedItem {
     /// Of an item, by its index in the batch, if it is traced.
     pub fn of(index: u32, item: &Item) -> Option<TracedItem> {
-        let trace = item.trace.as_ref()?;
         Some(TracedItem {
             index,
-            context: TraceContext {
-                trace_id: trace.trace_id,
-                span_id: trace.span_id,
-                flags: trace.flags,
-            },
+            context: item.trace?,
             cache: item.cache,
             op: item.op,
             key: item.key.clone(),

@@ -169,10 +169,6 @@ impl FlowSupervisor {
             mailboxes: parts.mailboxes.clone(),
             metrics: parts.instruments.flow(&parts.view.name),
             instruments: parts.instruments.clone(),
-            group: {
-                let peer = &parts.config.peers[parts.view.peer].region;
-                parts.config.kafka.group_for(&parts.config.region, peer)
-            },
             going_down: AtomicBool::new(false),
             incarnation: parts.view.begin_incarnation(),
         });

@@ -22,7 +22,6 @@ use crate::event::{self, Op};
 use crate::failpoint;
 use crate::handoff::Handoff;
 use crate::hashing;
-use crate::hlc;
 use crate::kafka::{Produce, Producer};
 use crate::memcached;
 use crate::offsets::{Hold, Seq, Tracker};
@@ -313,7 +312,7 @@ impl PartitionConsumer {
         let partition = self.parts.queue.at.partition;
         let cache = &shared.config.caches[usize::from(self.parts.cache)].name;
         let trace = |sampler: &mut Sampler, event: &mut HeldEvent, offset| {
-            let context = event.extra.as_ref().and_then(|extra| extra.trace);
+            let context = event.writers_trace();
             // The writer's decision, or else the ratio's.
             let exported = traced && context.map_or_else(|| sampler.draw(), |context| context.sampled());
             let tapped = tapped && taps.wants(cache, &event.key);
@@ -340,24 +339,25 @@ impl PartitionConsumer {
                 true => self.read_carefully(chunk, record, seq, &key),
             };
             match read {
-                Ok(Some(mut event)) => match self.newest.entry(key) {
-                    hashbrown::hash_map::Entry::Vacant(entry) => {
-                        entry.insert(events.len());
-                        trace(&mut self.sampler, &mut event, record.offset);
-                        events.push(event);
-                    }
-                    hashbrown::hash_map::Entry::Occupied(entry) => {
-                        trace(&mut self.sampler, &mut event, record.offset);
-                        let older = &mut events[*entry.get()];
-                        self.tracker.finish(older.ticket.seq, Outcome::Superseded);
-                        if older.trace.is_some() {
-                            older.note(|| Note::Superseded, Instant::now());
-                            self.parts.shared.trace_ended(older, Outcome::Superseded, None);
+                Ok(Some(mut event)) => {
+                    trace(&mut self.sampler, &mut event, record.offset);
+                    match self.newest.entry(key) {
+                        hashbrown::hash_map::Entry::Vacant(entry) => {
+                            entry.insert(events.len());
+                            events.push(event);
                         }
-                        let op = merged(older.op, event.op);
-                        *older = HeldEvent { op, ..event };
+                        hashbrown::hash_map::Entry::Occupied(entry) => {
+                            let older = &mut events[*entry.get()];
+                            self.tracker.finish(older.ticket.seq, Outcome::Superseded);
+                            if older.trace.is_some() {
+                                older.note(|| Note::Superseded, Instant::now());
+                                self.parts.shared.trace_ended(older, Outcome::Superseded, None);
+                            }
+                            let op = merged(older.op, event.op);
+                            *older = HeldEvent { op, ..event };
+                        }
                     }
-                },
+                }
                 Ok(None) => {
                     self.tracker.finish(seq, Outcome::Filtered);
                 }
@@ -447,35 +447,29 @@ impl PartitionConsumer {
         if event.fill && shared.config.caches[self.parts.cache as usize].on_set == OnSet::Invalidate {
             return Ok(None);
         }
-        Ok(Some(HeldEvent {
-            key: key.clone(),
-            cache: self.parts.cache,
-            // Of several servers the ring tells which when the chunk is split.
-            server: shared.caches[self.parts.cache as usize].first_server as u16,
-            op: event.op,
-            ttl: event.ttl,
-            ver: event
-                .ver
-                .unwrap_or_else(|| hlc::from_millis(produced_at_ms.max(0) as u64)),
-            origin,
+        let ticket = Ticket {
+            consumer: self.parts.id,
+            seq,
+        };
+        let taken = HeldEvent::new(
+            key.clone(),
+            self.first_server(),
+            event.op,
             produced_at_ms,
-            ticket: Ticket {
-                consumer: self.parts.id,
-                seq,
-            },
-            attempts: 0,
-            full: false,
-            missed: false,
-            probe: false,
+            ticket,
+            chunk.taken,
+        );
+        Ok(Some(HeldEvent {
+            ttl: event.ttl,
+            ver: event.ver.unwrap_or(taken.ver),
+            origin,
             fill: event.fill,
             parked: extra
                 .as_ref()
                 .and_then(|extra| extra.parked)
                 .map_or(0, |parked| parked.attempt),
-            dirty_since: None,
             extra,
-            taken: chunk.taken,
-            trace: None,
+            ..taken
         }))
     }
 
@@ -613,35 +607,28 @@ impl PartitionConsumer {
         }));
     }
 
+    /// This cache and its first server: of several the ring tells which when a chunk is split.
+    fn first_server(&self) -> (u16, u16) {
+        let server = self.parts.shared.caches[usize::from(self.parts.cache)].first_server as u16;
+        (self.parts.cache, server)
+    }
+
     /// A dead letter failed: it gets a trace, of what is known of it.
     fn trace_buried(&self, seq: Seq, letter: DeadLetter) {
         let shared = &self.parts.shared;
         if !shared.traces().enabled() {
             return;
         }
+        let ticket = Ticket {
+            consumer: self.parts.id,
+            seq,
+        };
+        let key = letter.key.unwrap_or_default();
+        let place = self.first_server();
         let mut event = HeldEvent {
-            key: letter.key.unwrap_or_default(),
-            cache: self.parts.cache,
-            server: shared.caches[usize::from(self.parts.cache)].first_server as u16,
-            op: Op::Set,
-            ttl: None,
-            ver: 0,
-            origin: 0,
-            produced_at_ms: letter.produced_at_ms,
-            ticket: Ticket {
-                consumer: self.parts.id,
-                seq,
-            },
-            attempts: 0,
-            full: false,
-            missed: false,
-            probe: false,
-            fill: false,
-            parked: 0,
-            dirty_since: None,
             extra: letter.extra,
-            taken: letter.taken,
-            trace: None,
+            // Which op it was is not known.
+            ..HeldEvent::new(key, place, Op::Set, letter.produced_at_ms, ticket, letter.taken)
         };
         shared.trace_failed(&mut event, Outcome::DeadLettered, letter.reason);
     }

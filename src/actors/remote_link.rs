@@ -32,7 +32,7 @@ use crate::outcome::Outcome;
 use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, Stage, wall_ms, wall_us};
 use crate::telemetry::names::SPAN_TARGET;
-use crate::telemetry::{EventTrace, KeptFor, PathStage, TracedBatch};
+use crate::telemetry::{KeptFor, PathStage, TracedBatch};
 use crate::tls::TlsMaterial;
 use crate::wire::{self, Ack, Decoder, Frame, GoAway, HelloAck, Limits, Ping, Pong, Status};
 
@@ -504,13 +504,12 @@ impl RemoteLink {
         let slow_before = self.parts.shared.traces().slow_before(now_ms);
         let mut passed = None;
         for (index, exception) in ack.finished() {
-            let Some(item) = batch.items[index as usize].take() else {
+            let Some(mut item) = batch.items[index as usize].take() else {
                 continue;
             };
             batch.open -= 1;
             newest = Some(item.event.produced_at_ms);
             let status = exception.map(|exception| exception.status);
-            let mut item = item;
             if status.is_none() && item.event.dirty_since.is_none() {
                 passed = Some((item.event.produced_at_ms, item.event.taken, item.looked));
             }
@@ -728,21 +727,13 @@ impl RemoteLink {
 /// Traces an event that was slow or has failed and is not traced, if there is room for one more such trace in this second: out
 /// of the times that it, its look and its batch have anyway.
 fn keep(shared: &FlowShared, item: &mut ShippedItem, why: KeptFor, closed: Instant, agent_us: (u64, u64), now_ms: i64) {
-    if item.event.trace.is_some() || !shared.traces().keeps_one_more(why, now_ms) {
+    let Some(trace) = shared.keep_trace(&mut item.event, why, now_ms) else {
         return;
-    }
-    let event = &mut item.event;
-    let mut trace = EventTrace::begin(event.extra.as_ref().and_then(|extra| extra.trace), event.taken);
-    trace.kept_for = Some(why);
-    if let Some(since) = event.dirty_since {
-        // Whatever it tried before its last look.
-        trace.enter(PathStage::Wait, since);
-    }
+    };
     trace.enter(PathStage::Look, item.looked.0);
     trace.enter(PathStage::Coalesce, item.looked.1);
     trace.enter(PathStage::Link, closed);
     trace.agent_us = Some(agent_us);
-    event.trace = Some(Box::new(trace));
 }
 
 /// Dirty keys on their way back to the readers they came from.

@@ -177,12 +177,7 @@ fn serve_source(source: Arc<Source>) -> Served {
         region: "us-east-1".into(),
         node: "relay-1".into(),
         otlp_endpoint: None,
-        traces: TraceOptions {
-            ratio: 0.0,
-            keys: false,
-            slow_after: Duration::ZERO,
-            kept_per_second: 0,
-        },
+        traces: TraceOptions::default(),
     };
     let mut telemetry = crate::telemetry::start(&options).unwrap();
     telemetry.instruments().register_source(source.clone());

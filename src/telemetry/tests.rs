@@ -11,12 +11,7 @@ fn options(otlp_endpoint: Option<String>) -> TelemetryOptions {
         region: "us-east-1".into(),
         node: "relay-1".into(),
         otlp_endpoint,
-        traces: TraceOptions {
-            ratio: 0.0,
-            keys: false,
-            slow_after: Duration::ZERO,
-            kept_per_second: 0,
-        },
+        traces: TraceOptions::default(),
     }
 }
 

@@ -21,8 +21,8 @@ use super::sampler::{PerSecond, Sampler};
 use crate::event::TraceContext;
 use crate::outcome::Outcome;
 
-/// What of the configuration concerns traces.
-#[derive(Clone, Debug)]
+/// What of the configuration concerns traces. By default none is made.
+#[derive(Clone, Debug, Default)]
 pub struct TraceOptions {
     /// The part that is traced of the events that carry no decision of their own.
     pub ratio: f64,
@@ -148,17 +148,11 @@ impl Traces {
 
     /// None at all: there is no collector.
     pub fn off() -> Traces {
-        let options = TraceOptions {
-            ratio: 0.0,
-            keys: false,
-            slow_after: Duration::ZERO,
-            kept_per_second: 0,
-        };
         Traces {
             queue: None,
             counts: Arc::default(),
             kept: [0; 2].map(PerSecond::new),
-            options,
+            options: TraceOptions::default(),
             scope: InstrumentationScope::default(),
         }
     }

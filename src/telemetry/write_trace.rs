@@ -82,7 +82,7 @@ impl WriteTrace {
         let (context, span) = {
             let _inside = tracing::subscriber::set_default(subscriber);
             let span = tracing::info_span!(
-                target: "evrepl::span",
+                target: names::SPAN_TARGET,
                 "write",
                 otel.name = format!("{op} {cache}"),
                 otel.kind = "producer",

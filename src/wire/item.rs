@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::pack::{self, Reader};
 use super::{BatchFrame, Limits, WireError};
+use crate::event::TraceContext;
 
 /// Elements of an item's array.
 const FIELDS: u32 = 12;
@@ -45,17 +46,6 @@ pub enum Expiry {
     Never,
     /// So many seconds after the look, rounded down.
     Seconds(u32),
-}
-
-/// The trace that the event belongs to, as in a W3C `traceparent`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TraceContext {
-    /// Trace id, big-endian as in the header.
-    pub trace_id: [u8; 16],
-    /// The id of the span that the agent's spans hang below.
-    pub span_id: [u8; 8],
-    /// Trace flags; bit 0 is *sampled*.
-    pub flags: u8,
 }
 
 /// An item as received. Key and value are slices of the batch's buffer: holding one of them holds the whole buffer.

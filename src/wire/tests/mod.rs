@@ -9,6 +9,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
+use crate::event::TraceContext;
 
 const LIMITS: Limits = Limits {
     max_frame_bytes: 64 << 10,
