@@ -227,7 +227,11 @@ fn log_librdkafka(level: RDKafkaLogLevel, fac: &str, message: &str) {
             }
         }
         // An offset that retention has removed, or a topic that was made anew.
-        _ if fac == "OFFSET" => tracing::warn!(facility = fac, message, "librdkafka"),
+        _ if fac == "OFFSET" => {
+            if let Some(unsaid) = CLIENT_ERRORS.due(fac) {
+                tracing::warn!(facility = fac, message, unsaid, "librdkafka");
+            }
+        }
         _ => tracing::debug!(facility = fac, message, "librdkafka"),
     }
 }

@@ -144,7 +144,6 @@ impl Region {
                 .into_iter()
                 .map(|(cache, path)| self.canary(cache, path, now))
                 .collect(),
-            ..FlowStatus::default()
         }
     }
 

@@ -74,6 +74,8 @@ pub enum GreetingError {
 
 /// Whoever is refused dials again, and again.
 static REFUSED: RateLimit = RateLimit::new();
+/// A peer whose sessions end again and again.
+static ACCEPTED: RateLimit = RateLimit::new();
 /// No descriptor left: each try fails.
 static NOT_ACCEPTED: RateLimit = RateLimit::new();
 /// A cache of a session, in each session.
@@ -197,13 +199,16 @@ async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Resu
     wire::encode(&Frame::HelloAck(ack), &mut out);
     stream.write_all(&out).await?;
     stream.flush().await?;
-    tracing::info!(
-        peer = peer.region,
-        remote,
-        session = guard.id,
-        software = hello.software,
-        "session accepted"
-    );
+    if let Some(unsaid) = ACCEPTED.due(&peer.region) {
+        tracing::info!(
+            peer = peer.region,
+            remote,
+            session = guard.id,
+            software = hello.software,
+            unsaid,
+            "session accepted"
+        );
+    }
     AgentSession::begin(AgentSessionParts {
         shared: shared.clone(),
         tick: parts.tick.clone(),

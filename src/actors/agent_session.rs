@@ -21,7 +21,7 @@ use crate::agent::{AgentShared, PeerClock, ServerState, SessionGuard};
 use crate::handoff::{Carried, Handoff, Slot};
 use crate::pulse::Pulse;
 use crate::relay::wall_us;
-use crate::telemetry::FlowInstruments;
+use crate::telemetry::{FlowInstruments, RateLimit};
 use crate::wire::{
     self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items,
 };
@@ -32,6 +32,8 @@ use super::cache_writer::{ApplyItems, ItemsApplied, TracedItem};
 const OUT_FRAMES: usize = 256;
 /// Bytes asked of the socket at once: a default batch, so that it usually arrives in one piece.
 const READ_BYTES: usize = 256 << 10;
+/// Of a peer whose sessions end again and again.
+static ENDED: RateLimit = RateLimit::new();
 
 /// A batch that was received, and when. Travels by hand-off.
 struct BatchReceived {
@@ -442,9 +444,12 @@ impl AgentSession {
     }
 
     fn end(&mut self, error: Option<SessionError>, ctx: &mut Context<Self>) {
-        match error {
-            None => tracing::info!(peer = &*self.peer, session = self.guard.id, "session closed by peer"),
-            Some(error) => tracing::warn!(peer = &*self.peer, session = self.guard.id, %error, "session ended"),
+        if let Some(unsaid) = ENDED.due(&self.peer) {
+            let (peer, session) = (&*self.peer, self.guard.id);
+            match error {
+                None => tracing::info!(peer, session, unsaid, "session closed by peer"),
+                Some(error) => tracing::warn!(peer, session, %error, unsaid, "session ended"),
+            }
         }
         self.out = None;
         ctx.stop();

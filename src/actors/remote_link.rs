@@ -32,7 +32,7 @@ use crate::outcome::Outcome;
 use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, Stage, wall_ms, wall_us};
 use crate::telemetry::names::SPAN_TARGET;
-use crate::telemetry::{KeptFor, PathStage, TracedBatch};
+use crate::telemetry::{KeptFor, PathStage, RateLimit, TracedBatch};
 use crate::tls::TlsMaterial;
 use crate::wire::{self, Ack, Decoder, Frame, GoAway, HelloAck, Limits, Ping, Pong, Status};
 
@@ -46,6 +46,10 @@ const WRITER_FRAMES: usize = 2;
 const ACKS_WITHIN: u32 = 2;
 /// Bytes asked of the socket at once; acks are small.
 const READ_BYTES: usize = 64 << 10;
+/// By flow and lane: a peer whose sessions end again and again.
+static OPENED: RateLimit = RateLimit::new();
+static ENDED: RateLimit = RateLimit::new();
+static NOT_OPENED: RateLimit = RateLimit::new();
 
 /// The readers of the lane, by server number; sent once, when the lane is built.
 #[derive(Message)]
@@ -85,6 +89,13 @@ pub struct RemoteLinkParts {
     pub tls: Arc<TlsMaterial>,
     /// Where the peer's agent listens.
     pub address: String,
+}
+
+impl RemoteLinkParts {
+    /// Its own name among all links, for [`RateLimit::due`].
+    fn label(&self) -> String {
+        format!("{} lane {}", self.shared.view.name, self.lane)
+    }
 }
 
 enum State {
@@ -370,14 +381,17 @@ impl RemoteLink {
         }
         let terms = terms(shared, &ack);
         self.parts.clock.begin(session, ack.tick, &terms);
-        tracing::info!(
-            flow = shared.view.name,
-            lane = self.parts.lane,
-            peer_session = ack.session,
-            window = ack.window_bytes,
-            software = ack.software,
-            "session open"
-        );
+        if let Some(unsaid) = OPENED.due(&self.parts.label()) {
+            tracing::info!(
+                flow = shared.view.name,
+                lane = self.parts.lane,
+                peer_session = ack.session,
+                window = ack.window_bytes,
+                software = ack.software,
+                unsaid,
+                "session open"
+            );
+        }
         let (read, write) = tokio::io::split(stream);
         let (writer, outgoing) = mpsc::channel(WRITER_FRAMES);
         let address = ctx.address();
@@ -695,21 +709,16 @@ impl RemoteLink {
         self.parts.shared.report(&mut reports);
         dirty.send(&self.readers);
         let text = error.to_string();
+        let flow = &*self.parts.shared.view.name;
+        let lane = self.parts.lane;
         if was_open {
-            tracing::warn!(
-                flow = self.parts.shared.view.name,
-                lane = self.parts.lane,
-                error = text,
-                dirty_keys = keys,
-                "session ended"
-            );
-        } else if self.view.last_error.as_deref() != Some(&text) {
-            tracing::warn!(
-                flow = self.parts.shared.view.name,
-                lane = self.parts.lane,
-                error = text,
-                "no session, dialling on"
-            );
+            if let Some(unsaid) = ENDED.due(&self.parts.label()) {
+                tracing::warn!(flow, lane, error = text, dirty_keys = keys, unsaid, "session ended");
+            }
+        } else if self.view.last_error.as_deref() != Some(&text)
+            && let Some(unsaid) = NOT_OPENED.due(&self.parts.label())
+        {
+            tracing::warn!(flow, lane, error = text, unsaid, "no session, dialling on");
         }
         self.view.last_error = Some(text);
         self.set_view("waiting");

@@ -87,9 +87,6 @@ pub struct FlowStatus {
     pub state: String,
     /// Events taken from Kafka, since the process began.
     pub consumed: u64,
-    /// The same by cache, where it is counted.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub consumed_by_cache: BTreeMap<String, u64>,
     /// Events consumed and without outcome: `waiting` + `with_permit` + `dirty`.
     pub in_flight: u64,
     /// Taken, and waiting for a permit.

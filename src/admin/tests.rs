@@ -423,14 +423,7 @@ fn labels_of(text: &str) -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn series_have_the_labels_that_are_declared() {
-    let mut status = one_flow();
-    let unlike = served_labels(status.clone());
-    // Told apart by cache, where that is counted.
-    status.flows[0].consumed_by_cache = [("sessions".to_owned(), 48)].into();
-    let mut seen = served_labels(status);
-    for (name, labels) in unlike {
-        seen.entry(name).or_default().extend(labels);
-    }
+    let seen = served_labels(one_flow());
     for metric in METRICS {
         let declared: BTreeSet<String> = metric.labels.iter().map(|label| (*label).to_owned()).collect();
         assert_eq!(seen.get(metric.name), Some(&declared), "{}", metric.name);
@@ -533,24 +526,6 @@ fn metrics_have_exactly_their_names() {
     ] {
         assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
     }
-}
-
-#[test]
-fn consumed_may_be_told_apart_by_cache() {
-    let mut status = one_flow();
-    status.flows[0].consumed_by_cache = [("sessions".to_owned(), 30), ("carts".to_owned(), 18)].into();
-    let served = serve_source(Source::with(status, Vec::new()));
-    let expected = [
-        r#"evrepl_events_consumed_total{cache="carts",flow="us-east-1->eu-west-1"} 18"#,
-        r#"evrepl_events_consumed_total{cache="sessions",flow="us-east-1->eu-west-1"} 30"#,
-    ];
-    assert_eq!(
-        served
-            .samples("evrepl_events_consumed_total")
-            .into_iter()
-            .collect::<BTreeSet<_>>(),
-        { expected.into_iter().map(str::to_owned).collect() }
-    );
 }
 
 #[test]

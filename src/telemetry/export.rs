@@ -90,31 +90,28 @@ pub async fn export(
     let mut said: Option<Instant> = None;
     let mut stopped = false;
     loop {
-        if !stopped {
+        // One span, and after it some time in which nobody waits for the next one: giving a span then wakes no thread, which
+        // would cost the giver more than the span does.
+        if spans.len() < EXPORT_SPANS && !stopped {
             tokio::select! {
                 // Nothing is ever sent: it ends when the sender goes.
-                _ = stop.changed() => {
-                    stopped = true;
-                    spans.close();
-                }
-                _ = spans.recv_many(&mut batch, EXPORT_SPANS) => {}
+                _ = stop.changed() => {}
+                _ = spans.recv_many(&mut batch, EXPORT_SPANS) => tokio::select! {
+                    _ = stop.changed() => {}
+                    () = tokio::time::sleep(LINGER) => {}
+                },
             }
         }
-        let until = Instant::now() + LINGER;
-        while batch.len() < EXPORT_SPANS {
+        if stop.has_changed().is_err() {
+            stopped = true;
+            spans.close();
+        }
+        while batch.len() < EXPORT_SPANS && !spans.is_empty() {
             let room = EXPORT_SPANS - batch.len();
-            let more = spans.recv_many(&mut batch, room);
-            let more = if stopped {
-                Ok(more.await)
-            } else {
-                tokio::time::timeout_at(until, more).await
-            };
-            if !matches!(more, Ok(1..)) {
-                break;
-            }
+            spans.recv_many(&mut batch, room).await;
         }
         if batch.is_empty() {
-            if stopped || spans.is_closed() {
+            if spans.is_closed() {
                 return;
             }
             continue;

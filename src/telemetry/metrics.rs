@@ -213,15 +213,9 @@ pub static METRICS: &[&Metric] = &[
     }),
 
     // The accounts.
-    &counter("evrepl_events_consumed_total", "{event}", &["flow", "cache"], "Events taken from Kafka", |seen, say| {
+    &counter("evrepl_events_consumed_total", "{event}", &["flow"], "Events taken from Kafka", |seen, say| {
         for (flow, label) in seen.flows() {
-            if flow.consumed_by_cache.is_empty() {
-                say(flow.consumed, &[label]);
-                continue;
-            }
-            for (cache, consumed) in &flow.consumed_by_cache {
-                say(*consumed, &[label.clone(), text("cache", cache)]);
-            }
+            say(flow.consumed, &[label]);
         }
     }),
     &counter("evrepl_events_total", "{event}", &["flow", "outcome"], "Events ended, by outcome", |seen, say| {
