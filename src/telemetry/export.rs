@@ -135,3 +135,70 @@ pub async fn export(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use opentelemetry::InstrumentationScope;
+    use opentelemetry::trace::{SpanKind, Status};
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::telemetry::event_trace::SpanDraft;
+
+    /// How many spans each export had.
+    #[derive(Clone, Debug, Default)]
+    struct Exports(Arc<Mutex<Vec<usize>>>);
+
+    impl SpanExporter for Exports {
+        async fn export(&self, spans: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().unwrap().push(spans.len());
+            Ok(())
+        }
+    }
+
+    fn span(n: u64) -> SpanData {
+        let draft = SpanDraft {
+            trace_id: [1; 16],
+            id: (n + 1).to_be_bytes(),
+            parent: None,
+            remote_parent: false,
+            name: "test".into(),
+            kind: SpanKind::Internal,
+            times: [std::time::SystemTime::UNIX_EPOCH; 2].into(),
+            attributes: Vec::new(),
+            status: Status::Unset,
+        };
+        draft.span(&InstrumentationScope::default())
+    }
+
+    #[tokio::test]
+    async fn spans_leave_in_full_exports_and_at_the_end_all_that_are_left() {
+        let (queue, spans) = SpanQueue::new();
+        (0..1_300).for_each(|n| queue.give(span(n)));
+        let (exports, counts) = (Exports::default(), queue.counts());
+        let (stop, stopped) = watch::channel(());
+        let exporting = tokio::spawn(export(spans, counts.clone(), exports.clone(), stopped));
+        while counts.exported.load(Relaxed) < 1_300 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*exports.0.lock().unwrap(), [512, 512, 276]);
+
+        (0..600).for_each(|n| queue.give(span(n)));
+        drop(stop);
+        exporting.await.unwrap();
+        assert_eq!(exports.0.lock().unwrap()[3..], [512, 88]);
+        queue.give(span(0));
+        let queue_full = counts.queue_full.load(Relaxed);
+        assert_eq!((counts.exported.load(Relaxed), queue_full), (1_900, 1));
+    }
+
+    #[tokio::test]
+    async fn more_spans_than_the_queue_holds_are_dropped_and_counted() {
+        let (queue, spans) = SpanQueue::new();
+        (0..QUEUE as u64 + 7).for_each(|n| queue.give(span(n)));
+        assert_eq!(queue.counts().queue_full.load(Relaxed), 7);
+        drop(spans);
+    }
+}

@@ -23,7 +23,7 @@ pub enum LogLevelError {
     /// Too long to be meant.
     #[error("the filter is {0} bytes long, {MAX_LENGTH} are the most")]
     TooLong(usize),
-    /// A bare word would be the name of a target, and silence everything else.
+    /// A bare word that is none.
     #[error(
         "\"{0}\" is no level (off, error, warn, info, debug, trace); for one part of the program write TARGET=LEVEL, as in \
          \"info,evrepl=debug\""
@@ -89,7 +89,8 @@ impl LogLevel {
     }
 }
 
-fn parse(filter: &str) -> Result<EnvFilter, LogLevelError> {
+/// A filter, where a word that is no level is a mistake: as the name of a target it would silence everything else.
+pub(super) fn parse(filter: &str) -> Result<EnvFilter, LogLevelError> {
     let filter = filter.trim();
     if filter.len() > MAX_LENGTH {
         return Err(LogLevelError::TooLong(filter.len()));

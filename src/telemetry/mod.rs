@@ -35,10 +35,11 @@ use prometheus::Registry;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::{ParseError, filter_fn};
+use tracing::Subscriber;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::admin::{self, AdminError, Offers, StatusSource};
 use crate::config::{Config, LogFormat};
@@ -73,7 +74,7 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum TelemetryError {
     /// `EVREPL_LOG` is no filter.
     #[error("{LOG_VARIABLE}: {0}")]
-    Filter(#[from] ParseError),
+    Filter(#[from] LogLevelError),
     /// `EVREPL_LOG` is not UTF-8.
     #[error("{LOG_VARIABLE} is not utf-8")]
     FilterNotUtf8,
@@ -105,6 +106,16 @@ pub enum TelemetryError {
 /// [`TelemetryError::Filter`], or [`TelemetryError::Twice`]: there is one logger a process.
 pub fn start_logging(format: LogFormat, tracer: Option<SdkTracer>) -> Result<(), TelemetryError> {
     let filter = log_level::reloadable(log_filter(env::var_os(LOG_VARIABLE))?);
+    subscriber(format, filter, tracer)
+        .try_init()
+        .map_err(TelemetryError::Twice)
+}
+
+fn subscriber(
+    format: LogFormat,
+    filter: reload::Layer<EnvFilter, tracing_subscriber::Registry>,
+    tracer: Option<SdkTracer>,
+) -> impl Subscriber + Send + Sync + 'static {
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
@@ -112,7 +123,9 @@ pub fn start_logging(format: LogFormat, tracer: Option<SdkTracer>) -> Result<(),
     };
     // Spans that are exported whatever is logged; log lines are no span events.
     let spans = tracer.map(|tracer| {
-        let exported = filter_fn(|metadata| metadata.is_span() && metadata.target() == names::SPAN_TARGET);
+        // Without the hint each line that a library would log at `trace` is asked for, in librdkafka's wrapper per record.
+        let exported = filter_fn(|metadata| metadata.is_span() && metadata.target() == names::SPAN_TARGET)
+            .with_max_level_hint(LevelFilter::INFO);
         tracing_opentelemetry::layer()
             .with_tracer(tracer)
             .with_threads(false)
@@ -120,10 +133,9 @@ pub fn start_logging(format: LogFormat, tracer: Option<SdkTracer>) -> Result<(),
             .with_target(false)
             .with_filter(exported)
     });
-    let subscriber = tracing_subscriber::registry()
+    tracing_subscriber::registry()
         .with(lines.with_filter(filter))
-        .with(spans);
-    subscriber.try_init().map_err(TelemetryError::Twice)
+        .with(spans)
 }
 
 fn log_filter(set: Option<OsString>) -> Result<EnvFilter, TelemetryError> {
@@ -131,7 +143,7 @@ fn log_filter(set: Option<OsString>) -> Result<EnvFilter, TelemetryError> {
     match set.to_str().map(str::trim) {
         None => Err(TelemetryError::FilterNotUtf8),
         Some("") => Ok(EnvFilter::new("info")),
-        Some(filter) => Ok(EnvFilter::try_new(filter)?),
+        Some(filter) => Ok(log_level::parse(filter)?),
     }
 }
 

@@ -83,6 +83,18 @@ fn the_log_says_info_unless_told_otherwise() {
     assert_eq!(log_filter(Some("warn".into())).unwrap().to_string(), "warn");
     let error = log_filter(Some("evrepl=loud".into())).unwrap_err().to_string();
     assert!(error.starts_with("EVREPL_LOG: "), "{error}");
+    let error = log_filter(Some("verbose".into())).unwrap_err().to_string();
+    assert!(error.contains("\"verbose\" is no level"), "{error}");
+}
+
+#[test]
+fn exported_spans_make_nobody_ask_for_what_is_not_logged() {
+    for (filter, most) in [("info", LevelFilter::INFO), ("debug", LevelFilter::DEBUG)] {
+        let tracer = SdkTracerProvider::builder().build().tracer(names::SCOPE);
+        let (filter, _handle) = reload::Layer::new(EnvFilter::new(filter));
+        let subscriber = subscriber(LogFormat::Text, filter, Some(tracer));
+        assert_eq!(subscriber.max_level_hint(), Some(most));
+    }
 }
 
 #[test]
