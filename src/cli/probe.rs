@@ -17,6 +17,7 @@ use super::status;
 use crate::config::{Config, Peer};
 use crate::kafka::{KafkaError, TopicCounts, Topics};
 use crate::memcached::{Connection, MemcachedError};
+use crate::telemetry::{CollectorTakes, ask_collector};
 use crate::tls::{TlsError, TlsMaterial, server_name};
 use crate::topics::companions;
 use crate::wire::{Decoder, Frame, Limits};
@@ -112,6 +113,9 @@ pub(super) async fn everything(config: &Config) -> Vec<Finding> {
             .boxed(),
     );
     questions.push(admin_address(config).map(|found| vec![found]).boxed());
+    if let Some(endpoint) = &config.telemetry.otlp_endpoint {
+        questions.push(collector(endpoint).map(|found| vec![found]).boxed());
+    }
     join_all(questions).await.into_iter().flatten().collect()
 }
 
@@ -283,6 +287,18 @@ async fn greet(tls: &TlsMaterial, address: &str, identity: &str) -> Result<Greet
         Ok(reason) => Greeted::Refused(reason),
         Err(_) => Greeted::Welcome,
     })
+}
+
+/// Without its collector evrepl replicates as ever, so nothing here is a failure.
+async fn collector(endpoint: &str) -> Finding {
+    let answer = timeout(ASK, ask_collector(endpoint)).await;
+    let (verdict, detail) = match answer {
+        Ok(Ok(CollectorTakes::Both)) => (Verdict::Ok, "takes traces and metrics".to_owned()),
+        Ok(Ok(CollectorTakes::TracesOnly)) => (Verdict::Ok, "takes traces; metrics are at /metrics only".to_owned()),
+        Ok(Err(why)) => (Verdict::Missing, why),
+        Err(_) => (Verdict::Missing, format!("no answer within {ASK:?}")),
+    };
+    Finding::new(verdict, format!("otlp {endpoint}"), detail)
 }
 
 /// Whether an address can be listened on.

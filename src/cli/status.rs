@@ -74,7 +74,8 @@ impl StatusArgs {
         let Some(over) = self.over else {
             return Ok(Done::ok(render(&status, None)));
         };
-        super::runtime()?.block_on(tokio::time::sleep(over));
+        // Made inside the runtime, which has the clock.
+        super::runtime()?.block_on(async { tokio::time::sleep(over).await });
         let (_, later) = fetch(&config.admin.listen)?;
         Ok(Done::ok(render(&later, Some((&status, over)))))
     }

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::{CliError, ConfigArg, Done, EXIT_FAILED, runtime};
 use crate::event::Op;
-use crate::telemetry::WriteTrace;
+use crate::telemetry::{Exported, WriteTrace};
 use crate::writer::{KeyState, Writer, WriterError, Written};
 
 /// Write a key and announce it, to try things by hand
@@ -94,10 +94,10 @@ impl WriteCommand {
                 async move { command.write(&writer, cache, key).await }
             };
             let (written, context, exported) = trace.trace((name, cache, topic), write).await;
-            let note = if exported {
-                ""
-            } else {
-                ", but telemetry.otlp_endpoint does not take the write's span"
+            let note = match exported {
+                Exported::Taken => "",
+                Exported::NotTaken => ", but telemetry.otlp_endpoint does not take the write's span",
+                Exported::Nowhere => ", but telemetry.otlp_endpoint is not set: this region's spans go nowhere",
             };
             Ok::<_, CliError>((written?, format!("trace {}{note}\n", context.trace_id_hex())))
         })?;

@@ -48,9 +48,11 @@ pub(super) fn port_of(text: &str) -> Option<u16> {
     if bare && digits { port.parse().ok() } else { None }
 }
 
+/// The URL of a gRPC service, whose paths are not the configuration's.
 pub(super) fn is_url(text: &str) -> bool {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(char::is_whitespace))
+    let host = rest.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    host.is_some_and(|host| !host.is_empty() && !host.contains('/') && !host.contains(char::is_whitespace))
 }
 
 /// The part of a host's name that can be in [`crate::config::Config::node`].

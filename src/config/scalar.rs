@@ -328,9 +328,9 @@ text!(
     "a host and a port, like `\"127.0.0.1:7101\"` or `\"[::]:7101\"`"
 );
 text!(
-    /// An OTLP receiver.
-    Url, names::is_url, "^https?://[^\\s/]+",
-    "a URL, like `\"http://127.0.0.1:4317\"`"
+    /// An OTLP/gRPC receiver.
+    Url, names::is_url, "^https?://[^\\s/]+/?$",
+    "the URL of an OTLP/gRPC receiver without a path, like `\"http://127.0.0.1:4317\"`"
 );
 text!(
     /// Text that something else has a meaning for.

@@ -198,7 +198,7 @@ fn a_value_of_the_wrong_kind_is_told_the_right_one() {
     refused("[telemetry]\ntrace_ratio = nan", &["trace_ratio"]);
     refused(
         "[telemetry]\notlp_endpoint = \"127.0.0.1:4317\"",
-        &["write a URL, like `\"http://127.0.0.1:4317\"`"],
+        &["write the URL of an OTLP/gRPC receiver without a path, like `\"http://127.0.0.1:4317\"`"],
     );
     refused(
         "[link]\nping_interval = \"0s\"",

@@ -19,7 +19,7 @@ const EXPORT_SPANS: usize = 512;
 /// How long the first span of an export waits for others.
 const LINGER: Duration = Duration::from_millis(200);
 /// Between two log lines of the same trouble.
-const SAID_EVERY: Duration = Duration::from_secs(60);
+pub(super) const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// What became of spans, since the process began.
 #[derive(Debug, Default)]

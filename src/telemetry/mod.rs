@@ -3,10 +3,12 @@
 //! The gRPC exporter needs a tokio runtime and can deadlock a current-thread one, as actix's is, when it shuts down
 //! (DESIGN section 8). So telemetry and the admin interface have a multi-thread runtime of their own, with one worker.
 
+mod collector;
 pub mod event_trace;
 mod export;
 mod instruments;
 pub mod log_level;
+mod metric_export;
 pub mod metrics;
 pub mod names;
 mod rate_limit;
@@ -26,7 +28,7 @@ use std::time::Duration;
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry::{KeyValue, Value};
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
@@ -41,11 +43,14 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, reload};
 
+use metric_export::SteadyExporter;
+
 use crate::admin::{self, AdminError, Offers, StatusSource};
 use crate::config::{Config, LogFormat};
 
 use export::SpanQueue;
 
+pub use collector::{CollectorTakes, ask_collector};
 pub use event_trace::{EventTrace, Note, PathStage};
 pub use export::SpanCounts;
 pub use instruments::{BatchClosed, FlowInstruments, Instruments, MemcachedInstruments};
@@ -54,7 +59,7 @@ pub use rate_limit::RateLimit;
 pub use sampler::Sampler;
 pub use tap::{PassedEvent, Taps};
 pub use traces::{AnsweredItem, KeptFor, TraceOptions, TracedBatch, TracedEvent, Traces};
-pub use write_trace::WriteTrace;
+pub use write_trace::{Exported, WriteTrace};
 
 /// What is logged, in `tracing-subscriber`'s filter language: `info`, `evrepl=debug,rdkafka=warn`.
 pub const LOG_VARIABLE: &str = "EVREPL_LOG";
@@ -65,9 +70,6 @@ pub const SERVICE_VARIABLE: &str = "OTEL_SERVICE_NAME";
 
 /// How often metrics are exported: often enough for a dashboard to follow an incident, cheap at any rate.
 const EXPORT_EVERY: Duration = Duration::from_secs(10);
-
-/// How long one export may take; below [`EXPORT_EVERY`], so that exports never queue.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why telemetry cannot start or did not end in order. None is worth a retry: what helps is another configuration.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +87,7 @@ pub enum TelemetryError {
     #[error("cannot start the telemetry runtime: {0}")]
     Runtime(#[source] io::Error),
     /// `telemetry.otlp_endpoint` cannot be used.
-    #[error("cannot export metrics to {endpoint}: {source}")]
+    #[error("cannot export to {endpoint}: {source}")]
     Exporter {
         endpoint: String,
         source: ExporterBuildError,
@@ -216,15 +218,7 @@ pub fn start(options: &TelemetryOptions) -> Result<TelemetryHandle, TelemetryErr
                 .build(),
         );
         traces = Traces::new(queue, options.traces.clone());
-        let exporter = MetricExporter::builder()
-            .with_tonic()
-            .with_endpoint(endpoint)
-            .with_timeout(EXPORT_TIMEOUT)
-            .build()
-            .map_err(|source| TelemetryError::Exporter {
-                endpoint: endpoint.clone(),
-                source,
-            })?;
+        let exporter = SteadyExporter::new(collector::metrics_to(endpoint)?);
         provider = provider.with_reader(PeriodicReader::builder(exporter).with_interval(EXPORT_EVERY).build());
     }
     let provider = provider.build();
@@ -272,15 +266,7 @@ fn span_export(
     // The exporter's connection belongs to the runtime it is made in.
     let _inside = runtime.enter();
     let (queue, spans) = SpanQueue::new();
-    let mut exporter = SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(endpoint)
-        .with_timeout(EXPORT_TIMEOUT)
-        .build()
-        .map_err(|source| TelemetryError::Exporter {
-            endpoint: endpoint.to_owned(),
-            source,
-        })?;
+    let mut exporter = collector::spans_to(endpoint)?;
     exporter.set_resource(resource);
     let (ended, end) = channel();
     let counts = queue.counts();

@@ -64,7 +64,7 @@ fn a_receiver_that_is_not_there_is_no_reason_not_to_start() {
 #[test]
 fn an_endpoint_that_is_no_url_is_named() {
     let error = start(&options(Some("http://[oops".into()))).err().unwrap().to_string();
-    assert!(error.starts_with("cannot export metrics to http://[oops: "), "{error}");
+    assert!(error.starts_with("cannot export to http://[oops: "), "{error}");
 }
 
 #[test]

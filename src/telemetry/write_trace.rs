@@ -1,5 +1,7 @@
 //! The trace of one write by hand, `evrepl write --trace`: what an application that is instrumented does for each of its writes.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
 
+use super::export::SpanCounts;
 use super::{TelemetryError, names, resource, runtime, span_export};
 use crate::config::Config;
 use crate::event::TraceContext;
@@ -18,6 +21,17 @@ use crate::telemetry::event_trace::random_id;
 
 /// How long the collector may take for the one span.
 const EXPORTED_WITHIN: Duration = Duration::from_secs(3);
+
+/// What became of the write's own span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exported {
+    /// The collector has it.
+    Taken,
+    /// The collector refused it, or did not answer.
+    NotTaken,
+    /// There is no collector.
+    Nowhere,
+}
 
 /// A trace that begins with one write.
 pub struct WriteTrace {
@@ -28,6 +42,7 @@ struct Export {
     provider: SdkTracerProvider,
     stop: watch::Sender<()>,
     ended: Receiver<()>,
+    counts: Arc<SpanCounts>,
     runtime: Runtime,
 }
 
@@ -45,6 +60,7 @@ impl WriteTrace {
         let (stop, stopped) = watch::channel(());
         let resource = resource("evrepl write", &config.region, "cli");
         let (queue, ended) = span_export(&runtime, endpoint, &resource, stopped)?;
+        let counts = queue.counts();
         let provider = SdkTracerProvider::builder()
             .with_resource(resource)
             .with_span_processor(queue)
@@ -53,25 +69,26 @@ impl WriteTrace {
             provider,
             stop,
             ended,
+            counts,
             runtime,
         };
         Ok(WriteTrace { export: Some(export) })
     }
 
-    /// Runs a write inside the span of its trace, which it is given. Gives the trace id, and whether the collector has the
-    /// span, beside what the write gives.
+    /// Runs a write inside the span of its trace, which it is given. Gives the trace id, and what became of the span, beside
+    /// what the write gives.
     pub async fn trace<T, F: Future<Output = T>>(
         self,
         (op, cache, topic): (&'static str, &str, &str),
         write: impl FnOnce(TraceContext) -> F,
-    ) -> (T, TraceContext, bool) {
+    ) -> (T, TraceContext, Exported) {
         let Some(export) = self.export else {
             let context = TraceContext {
                 trace_id: random_id(),
                 span_id: random_id(),
                 flags: TraceContext::SAMPLED,
             };
-            return (write(context).await, context, true);
+            return (write(context).await, context, Exported::Nowhere);
         };
         let layer = tracing_opentelemetry::layer()
             .with_tracer(export.provider.tracer(names::SCOPE))
@@ -102,7 +119,11 @@ impl WriteTrace {
         };
         let result = write(context).instrument(span).await;
         drop(export.stop);
-        let exported = export.ended.recv_timeout(EXPORTED_WITHIN) == Err(RecvTimeoutError::Disconnected);
+        let ended = export.ended.recv_timeout(EXPORTED_WITHIN) == Err(RecvTimeoutError::Disconnected);
+        let exported = match ended && export.counts.exported.load(Relaxed) > 0 {
+            true => Exported::Taken,
+            false => Exported::NotTaken,
+        };
         export.runtime.shutdown_background();
         (result, context, exported)
     }

@@ -13,6 +13,7 @@ mod a_frozen_memcached;
 mod accounts_balance;
 mod arrives_as_it_left;
 mod canaries;
+mod collectors;
 mod dashboards;
 mod faults;
 mod goes_on_whoever_ends;

@@ -20,10 +20,11 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span, span};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
+use crate::Certs;
 use crate::wait::holds_within;
 
 pub use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
@@ -121,9 +122,21 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What a sink is.
+#[derive(Debug)]
+enum Kind {
+    /// It takes traces and metrics.
+    Both,
+    /// It has no service for metrics, like Jaeger.
+    TracesOnly,
+    /// It takes both, behind TLS as `localhost`.
+    Tls(Identity),
+}
+
 /// A running sink on 127.0.0.1, with a runtime of its own. It ends with its handle.
 #[derive(Debug)]
 pub struct OtlpSink {
+    kind: Kind,
     port: u16,
     shared: Arc<Shared>,
     /// `None` while it is gone.
@@ -136,11 +149,37 @@ impl OtlpSink {
     /// # Panics
     /// When it gets no port or no threads.
     pub fn start() -> OtlpSink {
+        OtlpSink::start_as(Kind::Both)
+    }
+
+    /// A sink that knows traces alone, like Jaeger.
+    ///
+    /// # Panics
+    /// As [`OtlpSink::start`].
+    pub fn start_for_traces() -> OtlpSink {
+        OtlpSink::start_as(Kind::TracesOnly)
+    }
+
+    /// A sink behind TLS, with the certificate for `localhost` among these.
+    ///
+    /// # Panics
+    /// As [`OtlpSink::start`], or when there is no such certificate.
+    pub fn start_tls(certs: &Certs) -> OtlpSink {
+        let read = |name: &str| {
+            let path = certs.path().join(name);
+            std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let identity = Identity::from_pem(read("localhost.pem"), read("localhost.key"));
+        OtlpSink::start_as(Kind::Tls(identity))
+    }
+
+    fn start_as(kind: Kind) -> OtlpSink {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap_or_else(|error| panic!("no port for the sink: {error}"));
         let port = listener.local_addr().expect("a bound port").port();
         let shared = Arc::<Shared>::default();
-        let server = serve(listener, &shared);
+        let server = serve(listener, &shared, &kind);
         OtlpSink {
+            kind,
             port,
             shared,
             server: Mutex::new(Some(server)),
@@ -149,7 +188,10 @@ impl OtlpSink {
 
     /// For `telemetry.otlp_endpoint`.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        match self.kind {
+            Kind::Tls(_) => format!("https://localhost:{}", self.port),
+            _ => format!("http://127.0.0.1:{}", self.port),
+        }
     }
 
     /// Takes everything at once: how it starts.
@@ -183,7 +225,7 @@ impl OtlpSink {
         if server.is_none() {
             let listener = TcpListener::bind(("127.0.0.1", self.port))
                 .unwrap_or_else(|error| panic!("the sink's port {}: {error}", self.port));
-            *server = Some(serve(listener, &self.shared));
+            *server = Some(serve(listener, &self.shared, &self.kind));
         }
     }
 
@@ -249,7 +291,7 @@ fn summary(spans: &[SinkSpan]) -> String {
     }
 }
 
-fn serve(listener: TcpListener, shared: &Arc<Shared>) -> Runtime {
+fn serve(listener: TcpListener, shared: &Arc<Shared>, kind: &Kind) -> Runtime {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("otlp-sink")
@@ -258,14 +300,20 @@ fn serve(listener: TcpListener, shared: &Arc<Shared>) -> Runtime {
         .expect("a runtime for the sink");
     listener.set_nonblocking(true).expect("a listener that doesn't block");
     let receiver = Receiver(Arc::clone(shared));
+    let metrics = !matches!(kind, Kind::TracesOnly);
+    let mut server = Server::builder();
+    if let Kind::Tls(identity) = kind {
+        let tls = ServerTlsConfig::new().identity(identity.clone());
+        server = server.tls_config(tls).expect("a certificate and its key");
+    }
     let listener = {
         let _inside = runtime.enter();
         tokio::net::TcpListener::from_std(listener).expect("a listener")
     };
     runtime.spawn(async move {
-        let served = Server::builder()
+        let served = server
             .add_service(TraceServiceServer::new(receiver.clone()))
-            .add_service(MetricsServiceServer::new(receiver))
+            .add_optional_service(metrics.then(|| MetricsServiceServer::new(receiver)))
             .serve_with_incoming(TcpIncoming::from(listener));
         if let Err(error) = served.await {
             panic!("the sink has broken: {error}");
