@@ -38,8 +38,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Subscriber;
+use tracing_opentelemetry::OpenTelemetryLayer;
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, reload};
 
@@ -128,16 +130,31 @@ fn subscriber(
         // Without the hint each line that a library would log at `trace` is asked for, in librdkafka's wrapper per record.
         let exported = filter_fn(|metadata| metadata.is_span() && metadata.target() == names::SPAN_TARGET)
             .with_max_level_hint(LevelFilter::INFO);
-        tracing_opentelemetry::layer()
-            .with_tracer(tracer)
-            .with_threads(false)
-            .with_location(false)
-            .with_target(false)
-            .with_filter(exported)
+        span_layer(tracer).with_filter(exported)
     });
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .with(spans)
+}
+
+/// What makes the tracer's spans of `tracing`'s: with what they say themselves, and nothing about threads and source lines.
+fn span_layer<S>(tracer: SdkTracer) -> OpenTelemetryLayer<S, SdkTracer>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_threads(false)
+        .with_location(false)
+        .with_target(false)
+}
+
+/// Whose tracers' spans end in the queue.
+fn tracer_provider(resource: Resource, queue: &SpanQueue) -> SdkTracerProvider {
+    SdkTracerProvider::builder()
+        .with_resource(resource)
+        .with_span_processor(queue.clone())
+        .build()
 }
 
 fn log_filter(set: Option<OsString>) -> Result<EnvFilter, TelemetryError> {
@@ -211,12 +228,7 @@ pub fn start(options: &TelemetryOptions) -> Result<TelemetryHandle, TelemetryErr
         let _inside = runtime.enter();
         let (queue, ended) = span_export(&runtime, endpoint, &resource, stopped)?;
         served.push(ended);
-        tracer = Some(
-            SdkTracerProvider::builder()
-                .with_resource(resource)
-                .with_span_processor(queue.clone())
-                .build(),
-        );
+        tracer = Some(tracer_provider(resource, &queue));
         traces = Traces::new(queue, options.traces.clone());
         let exporter = SteadyExporter::new(collector::metrics_to(endpoint)?);
         provider = provider.with_reader(PeriodicReader::builder(exporter).with_interval(EXPORT_EVERY).build());

@@ -14,7 +14,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::export::SpanCounts;
-use super::{TelemetryError, names, resource, runtime, span_export};
+use super::{TelemetryError, names, resource, runtime, span_export, span_layer, tracer_provider};
 use crate::config::Config;
 use crate::event::TraceContext;
 use crate::telemetry::event_trace::random_id;
@@ -61,10 +61,7 @@ impl WriteTrace {
         let resource = resource("evrepl write", &config.region, "cli");
         let (queue, ended) = span_export(&runtime, endpoint, &resource, stopped)?;
         let counts = queue.counts();
-        let provider = SdkTracerProvider::builder()
-            .with_resource(resource)
-            .with_span_processor(queue)
-            .build();
+        let provider = tracer_provider(resource, &queue);
         let export = Export {
             provider,
             stop,
@@ -90,11 +87,7 @@ impl WriteTrace {
             };
             return (write(context).await, context, Exported::Nowhere);
         };
-        let layer = tracing_opentelemetry::layer()
-            .with_tracer(export.provider.tracer(names::SCOPE))
-            .with_threads(false)
-            .with_location(false)
-            .with_target(false);
+        let layer = span_layer(export.provider.tracer(names::SCOPE));
         let subscriber = tracing_subscriber::registry().with(layer);
         let (context, span) = {
             let _inside = tracing::subscriber::set_default(subscriber);
