@@ -33,6 +33,9 @@ fn one_behind_tls_gets_everything_and_one_for_traces_alone_is_not_bothered_with_
     pair.us.set_env("SSL_CERT_FILE", Some(&ca.to_string_lossy()));
     pair.eu.start();
     pair.us.start();
+    wait_until("the relay is ready", LIMIT, || {
+        matches!(pair.us.get("/readyz"), Ok((200, _)))
+    });
     pair.us.writer("sessions").set(b"key", b"value");
     settle(&pair.both());
     for (sink, what) in [(&behind_tls, "behind tls"), (&for_traces, "for traces")] {
@@ -83,4 +86,25 @@ fn one_behind_tls_gets_everything_and_one_for_traces_alone_is_not_bothered_with_
         !log.contains("PeriodicReader") && !log.contains("not exported"),
         "{log}"
     );
+}
+
+#[test]
+fn one_that_hangs_does_not_hold_up_the_end() {
+    let _gate = shared();
+    let sink = OtlpSink::start();
+    sink.slow(Duration::from_secs(600));
+    let pair = TwoRegionsSpec::new().one_way().telemetry(&sink.endpoint(), 1.0).start();
+    pair.us.writer("sessions").set(b"key", b"value");
+    settle(&pair.both());
+    wait_until("the first export hangs", LIMIT, || sink.requests() > 0);
+    for region in pair.both() {
+        assert_eq!(region.terminate(), 0);
+        let log = region.log();
+        // Its own limit ended it, not the collector's 600 seconds or an export's five.
+        let ends: Vec<&str> = log.lines().rev().take(3).collect();
+        assert!(
+            ends.iter().any(|line| line.contains("telemetry did not end within 2s")),
+            "{ends:#?}"
+        );
+    }
 }
