@@ -297,6 +297,10 @@ impl StatusSource for Region {
         self.vitals.checks(Instant::now())
     }
 
+    fn caches(&self) -> Vec<String> {
+        self.config.caches.iter().map(|cache| cache.name.clone()).collect()
+    }
+
     fn ready(&self) -> Readiness {
         let mut checks = Vec::new();
         let listening = self.agent.listening.load(Relaxed);

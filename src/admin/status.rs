@@ -23,6 +23,9 @@ pub trait StatusSource: Send + Sync {
 
     /// Whether the process works at all: one check that fails is enough, and a restart helps.
     fn alive(&self) -> Vec<Check>;
+
+    /// The caches there are, by name.
+    fn caches(&self) -> Vec<String>;
 }
 
 /// The answer of `GET /status`.

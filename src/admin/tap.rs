@@ -27,7 +27,7 @@ pub const BREATHES_EVERY: Duration = Duration::from_secs(2);
 const MAX_KEY_BYTES: usize = 250;
 
 pub(super) async fn tap(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Response {
-    let filter = match filter(query.as_deref().unwrap_or_default()) {
+    let filter = match filter(query.as_deref().unwrap_or_default(), || shared.source.caches()) {
         Ok(filter) => filter,
         Err(why) => return (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
     };
@@ -59,8 +59,8 @@ async fn next_line(tap: &mut Tap, ending: &mut watch::Receiver<()>) -> Option<By
     Some(line.into())
 }
 
-/// What the query asks for, or what is wrong with it.
-fn filter(query: &str) -> Result<TapFilter, String> {
+/// What the query asks for, or what is wrong with it. A cache that is not one of `known` would show nothing for ever.
+fn filter(query: &str, known: impl FnOnce() -> Vec<String>) -> Result<TapFilter, String> {
     let (mut cache, mut pick) = (None, None);
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
@@ -85,6 +85,12 @@ fn filter(query: &str) -> Result<TapFilter, String> {
         };
         if pick.replace(picked).is_some() {
             return Err("one of key, key_base64 and ratio at a time".to_owned());
+        }
+    }
+    if let Some(cache) = &cache {
+        let known = known();
+        if !known.contains(cache) {
+            return Err(format!("there is no cache \"{cache}\"; there is {}", known.join(", ")));
         }
     }
     let pick = pick.ok_or("say which events: ?key=K, ?key_base64=K or ?ratio=R, from all caches or with &cache=C")?;
@@ -124,9 +130,13 @@ mod tests {
     use super::*;
     use crate::telemetry::tap::escaped;
 
+    fn known() -> Vec<String> {
+        ["s", "pages"].map(str::to_owned).into()
+    }
+
     #[test]
     fn a_query_picks_a_key_or_a_ratio() {
-        let picked = |query: &str| filter(query).unwrap();
+        let picked = |query: &str| filter(query, known).unwrap();
         let key = |key: &'static [u8]| Pick::Key(Bytes::from_static(key));
         assert_eq!(picked("key=a+b%20%FF").pick, key(b"a+b \xff"));
         assert_eq!(picked("key_base64=YSti%2BA==&cache=s").pick, key(b"a+b\xf8"));
@@ -150,8 +160,9 @@ mod tests {
             ("key=a&ratio=1", "one of key"),
             ("kye=a", "\"kye\" is none of"),
             ("cache=%FF&key=a", "cache is not utf-8"),
+            ("cache=nope&key=a", "there is no cache \"nope\"; there is s, pages"),
         ] {
-            let error = filter(query).unwrap_err();
+            let error = filter(query, known).unwrap_err();
             assert!(error.starts_with(says), "{query}: {error}");
         }
     }

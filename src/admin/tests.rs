@@ -46,6 +46,10 @@ impl StatusSource for Source {
         self.alive.lock().unwrap().clone()
     }
 
+    fn caches(&self) -> Vec<String> {
+        ["sessions", "pages"].map(str::to_owned).into()
+    }
+
     fn ready(&self) -> Readiness {
         self.ready.lock().unwrap().clone()
     }

@@ -152,10 +152,15 @@ fn far_servers(flow: &FlowStatus, own: &[ServerStatus], all: &mut Vec<Trouble>) 
     for wait in &flow.waiting_for {
         let elsewhere = wait.server != flow.peer && own.iter().all(|server| server.address != wait.server);
         if elsewhere && wait.since_seconds >= MOMENT_SECONDS {
-            let what = format!(
-                "memcached {} of {} takes no writes: {} keys wait",
-                wait.server, flow.peer, wait.keys
-            );
+            // The agent names its servers with its region, and what no server answers for in words.
+            let fails = if let Some(what) = wait.server.strip_prefix(&format!("{} to accept ", flow.peer)) {
+                format!("{} does not accept {what}", flow.peer)
+            } else if wait.server.ends_with(&format!(" at {}", flow.peer)) {
+                format!("memcached {} takes no writes", wait.server)
+            } else {
+                format!("memcached {} at {} takes no writes", wait.server, flow.peer)
+            };
+            let what = format!("{fails}: {} keys wait", wait.keys);
             all.push(trouble(what, Some(wait.since_seconds), wait.next.clone()));
         }
     }
@@ -337,11 +342,15 @@ mod tests {
         status.agent.servers = vec![server("own:1", "answers", None)];
         assert!(said(&status)[0].starts_with("memcached own:1 of cache c does not answer looks [31]"));
         let mut status = well();
-        status.flows[0].waiting_for = vec![wait("far:1", 3, 4.0)];
-        assert_eq!(
-            said(&status),
-            ["memcached far:1 of eu takes no writes: 3 keys wait [4] probe in 0.5 s"]
-        );
+        // The names that agents give their servers, and what readers wait for themselves.
+        for (server, what) in [
+            ("far:1 at eu", "memcached far:1 at eu takes no writes"),
+            ("far:1", "memcached far:1 at eu takes no writes"),
+            ("eu to accept cache c", "eu does not accept cache c"),
+        ] {
+            status.flows[0].waiting_for = vec![wait(server, 3, 4.0)];
+            assert_eq!(said(&status), [format!("{what}: 3 keys wait [4] probe in 0.5 s")]);
+        }
     }
 
     #[test]

@@ -135,7 +135,9 @@ impl CliError {
         match self {
             CliError::Config(_) | CliError::Write(WriterError::Settings(_)) => EXIT_CONFIG,
             CliError::Replay(error) if error.is_usage() => EXIT_USAGE,
-            CliError::Tap(tap::TapError::NoCache(_)) => EXIT_USAGE,
+            CliError::Tap(tap::TapError::NoCache { .. }) | CliError::Write(WriterError::UnknownCache { .. }) => {
+                EXIT_USAGE
+            }
             _ => EXIT_FAILED,
         }
     }

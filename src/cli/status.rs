@@ -12,13 +12,16 @@ use crate::relay::Stage;
 
 /// For the whole answer: it is made from memory, on a thread that does nothing else.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// For the connection alone, so that a machine that is not there is told from a process that does not answer.
+const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Show how a running evrepl fares
 ///
 /// Asks the evrepl that runs with this configuration, at admin.listen, and shows what is wrong,
 /// since when and what happens next; a table of its peers; then for each flow its state, the events
 /// consumed, in flight and ended by outcome, its lag, its links and what it waits for; then what
-/// the agent receives. Exits with 1 when nothing answers.
+/// the agent receives. Shows this node only: other nodes of the region have their own partitions,
+/// and numbers. Exits with 1 when nothing answers.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct StatusArgs {
@@ -37,16 +40,22 @@ pub(super) struct StatusArgs {
 pub(super) enum StatusError {
     #[error("no evrepl answers at {address} (admin.listen): {reason}")]
     NoAnswer { address: String, reason: String },
+    #[error("no answer from {address} (admin.listen) within {} s: evrepl hangs or is stopped there", .within.as_secs())]
+    Hangs { address: String, within: Duration },
     #[error("what answers at {address} (admin.listen) is not evrepl: {reason}")]
     NotEvrepl { address: String, reason: String },
 }
 
 impl StatusError {
-    /// What the failure of a request to `address` means.
-    pub(super) fn of(address: &str, error: &ureq::Error) -> StatusError {
+    /// What the failure of a request to `address`, which had so long for its answer, means.
+    pub(super) fn of(address: &str, error: &ureq::Error, within: Duration) -> StatusError {
         let (address, reason) = (address.to_owned(), error.to_string());
         match error {
             ureq::Error::StatusCode(_) | ureq::Error::Protocol(_) => StatusError::NotEvrepl { address, reason },
+            // The system takes connections for a process that is frozen; one that is not there refuses them.
+            ureq::Error::Timeout(which) if *which != ureq::Timeout::Connect && *which != ureq::Timeout::Resolve => {
+                StatusError::Hangs { address, within }
+            }
             _ => StatusError::NoAnswer { address, reason },
         }
     }
@@ -84,12 +93,16 @@ impl StatusArgs {
 /// `GET /status` from whoever listens on `listen`: the answer as it is, and as it is meant. Blocks.
 pub(super) fn fetch(listen: &str) -> Result<(String, Status), StatusError> {
     let address = reachable(listen);
-    let agent = admin_agent(|config| config.timeout_global(Some(ANSWERS_WITHIN)));
+    let agent = admin_agent(|config| {
+        config
+            .timeout_connect(Some(CONNECTS_WITHIN))
+            .timeout_global(Some(ANSWERS_WITHIN))
+    });
     let answer = agent.get(format!("http://{address}/status")).call();
     let answer = answer.and_then(|mut response| response.body_mut().read_to_string());
     let json = match answer {
         Ok(json) => json,
-        Err(error) => return Err(StatusError::of(&address, &error)),
+        Err(error) => return Err(StatusError::of(&address, &error, ANSWERS_WITHIN)),
     };
     match serde_json::from_str::<Status>(&json) {
         // Every field has a default: what has not even a region is some other JSON.
@@ -310,11 +323,16 @@ fn link_text(link: &LinkStatus) -> String {
     if let Some(offset) = link.clock_offset_ms {
         let _ = write!(text, ", peer's clock {offset:+.1} ms");
     }
-    if link.attempts > 0 {
-        let _ = write!(text, ", {} failed attempts", link.attempts);
+    // What ended the last session, and what it took to begin this one, is of interest only while there is none.
+    if link.state == "open" {
+        return text;
     }
-    // What ended the last session is of interest only while there is no other.
-    if let Some(error) = link.last_error.as_ref().filter(|_| link.state != "open") {
+    match link.attempts {
+        0 => {}
+        1 => text.push_str(", 1 failed attempt"),
+        many => _ = write!(text, ", {many} failed attempts"),
+    }
+    if let Some(error) = &link.last_error {
         let _ = write!(text, ": {error}");
     }
     text
@@ -574,6 +592,38 @@ agent: listening
         let error = fetch(&format!("0.0.0.0:{port}")).unwrap_err();
         assert!(matches!(error, StatusError::NoAnswer { .. }), "{error}");
         assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");
+    }
+
+    #[test]
+    fn a_process_that_is_frozen_is_told_from_one_that_is_not_there() {
+        // The system takes the connection, as it does for a process that is stopped; nobody ever answers.
+        let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = frozen.local_addr().unwrap().to_string();
+        assert_eq!(
+            fetch(&address).unwrap_err().to_string(),
+            format!("no answer from {address} (admin.listen) within 3 s: evrepl hangs or is stopped there")
+        );
+    }
+
+    #[test]
+    fn an_open_link_says_nothing_of_the_attempts_that_it_took() {
+        let open = LinkStatus {
+            state: "open".to_owned(),
+            since_seconds: 8.0,
+            attempts: 4,
+            rtt_ms: Some(70.25),
+            ..LinkStatus::default()
+        };
+        assert_eq!(link_text(&open), "open since 8s, round trip 70.2 ms");
+        let dialling = LinkStatus {
+            state: "dialling".to_owned(),
+            attempts: 1,
+            ..open
+        };
+        assert_eq!(
+            link_text(&dialling),
+            "dialling since 8s, round trip 70.2 ms, 1 failed attempt"
+        );
     }
 
     #[test]

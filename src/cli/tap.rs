@@ -25,6 +25,9 @@ const STAGES: [&str; 7] = ["kafka", "queue", "look", "coalesce", "link", "agent_
 /// event that ends: when, flow, cache, key, operation, outcome, lag, the milliseconds in each
 /// stage, what else befell it, and its trace. Ends with Ctrl-C. Costs the region little, and
 /// nothing once it ended; when events pass faster than they can be shown, it says how many were lost.
+///
+/// Shows what this node sends to its peers: not what other nodes of the region send, nor what is
+/// received; of a key that another node has, tap that node. At most 4 may look at a node at once.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 #[group(id = "pick", required = true, multiple = false, args = ["key", "ratio"])]
@@ -56,8 +59,8 @@ fn ratio(text: &str) -> Result<f64, String> {
 /// Why there is nothing to see, or nothing more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TapError {
-    #[error("the configuration has no cache \"{0}\"")]
-    NoCache(String),
+    #[error("no [[cache]] has the name \"{cache}\"; there is {known}")]
+    NoCache { cache: String, known: String },
     #[error("{0}")]
     Status(#[from] StatusError),
     #[error("evrepl at {address} refuses: {reason}")]
@@ -75,11 +78,16 @@ impl TapArgs {
             .as_ref()
             .filter(|one| config.caches.iter().all(|c| c.name != **one))
         {
-            return Err(TapError::NoCache(cache.clone()).into());
+            let known: Vec<_> = config.caches.iter().map(|cache| cache.name.as_str()).collect();
+            let (cache, known) = (cache.clone(), known.join(", "));
+            return Err(TapError::NoCache { cache, known }.into());
         }
         let address = reachable(&config.admin.listen);
         let mut left = self.count.unwrap_or(u64::MAX);
-        for line in self.open(&address)?.lines() {
+        let lines = self.open(&address)?.lines();
+        // Not on standard output, where a program may read events; and nobody minds if it cannot be said.
+        let _ = writeln!(io::stderr(), "listening to {} at {address}, Ctrl-C ends", config.region);
+        for line in lines {
             let ended = |reason: String| TapError::Ended {
                 address: address.clone(),
                 reason,
@@ -121,7 +129,7 @@ impl TapArgs {
                 .http_status_as_error(false)
         });
         let answer = agent.get(format!("http://{address}/tap?{}", self.query())).call();
-        let mut answer = answer.map_err(|error| StatusError::of(address, &error))?;
+        let mut answer = answer.map_err(|error| StatusError::of(address, &error, SILENCE))?;
         let refused = |reason: String| TapError::Refused {
             address: address.to_owned(),
             reason: reason.trim().to_owned(),

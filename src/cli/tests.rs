@@ -52,6 +52,7 @@ fn every_documented_command_is_understood() {
         "evrepl tap --config evrepl.toml --key user:1",
         "evrepl tap --config evrepl.toml --key -1 --cache sessions --count 3",
         "evrepl tap --config evrepl.toml --ratio 0.01 --json",
+        "evrepl write touch --config evrepl.toml sessions key --ttl 4294967295",
         "evrepl replay --config evrepl.toml --peer eu-west-1 --since 2h",
         "evrepl replay --config evrepl.toml --peer eu-west-1 --since 1h30m --cache sessions",
         "evrepl replay --config evrepl.toml --peer eu-west-1 --dead-letter",
@@ -91,6 +92,11 @@ fn mistakes_are_usage_errors() {
         ErrorKind::ArgumentConflict
     );
     assert_eq!(refused("evrepl top --config c --every 1ms"), ErrorKind::ValueValidation);
+    for ttl in ["10m", "-", "1.5", "4294967296"] {
+        let line = format!("evrepl write set --config c sessions key v --ttl {ttl}");
+        let said = parse(&line).unwrap_err().to_string();
+        assert!(said.contains("it is a whole number of seconds, such as 600"), "{said}");
+    }
     for wrong in ["--ratio 0", "--ratio 1.5", "--key k --count 0"] {
         let line = format!("evrepl tap --config c {wrong}");
         assert_eq!(refused(&line), ErrorKind::ValueValidation, "{wrong}");
@@ -163,6 +169,118 @@ fn a_configuration_that_is_wrong_ends_with_78_and_every_problem() {
     assert_eq!(error.code(), 78);
     let text = error.to_string();
     assert!(text.contains(":2:1: ") && text.lines().count() > 1, "{text}");
+}
+
+/// A configuration that is right, with this admin address and two caches; its file is gone when it is dropped.
+struct ConfigFile(std::path::PathBuf);
+
+impl ConfigFile {
+    fn with_admin(name: &str, admin: &str) -> ConfigFile {
+        let file = std::env::temp_dir().join(format!("evrepl-cli-{name}-{}.toml", std::process::id()));
+        let text = format!(
+            r#"
+            region = "us-east-1"
+            [kafka]
+            brokers = ["127.0.0.1:1"]
+            [[cache]]
+            name = "sessions"
+            topic = "s"
+            servers = ["127.0.0.1:1"]
+            [[cache]]
+            name = "pages"
+            topic = "p"
+            servers = ["127.0.0.1:2"]
+            [[peer]]
+            region = "eu-west-1"
+            address = "127.0.0.1:1"
+            [tls]
+            certificate = "us.pem"
+            private_key = "us.key"
+            ca = "ca.pem"
+            [admin]
+            listen = "{admin}"
+            "#
+        );
+        std::fs::write(&file, text).unwrap();
+        ConfigFile(file)
+    }
+
+    /// What becomes of `evrepl COMMAND --config THIS REST`.
+    fn execute(&self, command: &str, rest: &str) -> Result<Done, CliError> {
+        let line = format!("evrepl {command} --config {} {rest}", self.0.display());
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        cli.command.execute()
+    }
+}
+
+impl Drop for ConfigFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn a_cache_or_a_peer_that_there_is_none_of_is_a_usage_error_that_names_those_there_are() {
+    let file = ConfigFile::with_admin("unknown", "127.0.0.1:1");
+    for (command, rest, known) in [
+        ("tap", "--key k --cache nope", "sessions, pages"),
+        ("write set", "nope key value", "sessions, pages"),
+        ("write delete", "nope key", "sessions, pages"),
+        ("write touch", "nope key", "sessions, pages"),
+        ("replay", "--peer eu-west-1 --since 1h --cache nope", "sessions, pages"),
+        ("replay", "--peer nope --since 1h", "eu-west-1"),
+    ] {
+        let error = file.execute(command, rest).unwrap_err();
+        assert_eq!(error.code(), 2, "{command} {rest}: {error}");
+        let said = error.to_string();
+        let names = ["nope"].into_iter().chain(known.split(", "));
+        assert!(
+            names.into_iter().all(|name| said.contains(name)),
+            "{command} {rest}: {said}"
+        );
+    }
+}
+
+/// Answers each request, whatever it is, with the next of these statuses.
+fn serving(statuses: Vec<crate::admin::Status>) -> String {
+    use std::io::Read as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for status in statuses {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            let body = serde_json::to_string(&status).unwrap();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close", body.len());
+            write!(stream, "{head}\r\n\r\n{body}").unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn a_status_over_some_time_is_two_looks_and_shows_the_rate_between_them() {
+    let status = |consumed| crate::admin::Status {
+        region: "us-east-1".to_owned(),
+        flows: vec![crate::admin::FlowStatus {
+            peer: "eu-west-1".to_owned(),
+            consumed,
+            ..crate::admin::FlowStatus::default()
+        }],
+        ..crate::admin::Status::default()
+    };
+    let admin = serving(vec![status(1_000), status(1_025)]);
+    let done = ConfigFile::with_admin("over", &admin)
+        .execute("status", "--over 50ms")
+        .unwrap();
+    assert_eq!(done.code, 0);
+    let row = done.text.lines().find(|line| line.starts_with("eu-west-1 ")).unwrap();
+    assert!(row.contains(" 500"), "25 events in 50 ms: {row}");
 }
 
 #[test]

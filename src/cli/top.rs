@@ -28,7 +28,8 @@ const TURN: Duration = Duration::from_millis(50);
 /// Asks the evrepl that runs with this configuration, at admin.listen, again and again, and shows
 /// for each flow how long events take in each stage of their path, with the slowest marked, what
 /// waits in front of each actor, outcomes per second, links, and what waits for whom; then what the
-/// agent receives. Ends with q or Ctrl-C; arrows scroll. While nothing answers it goes on asking.
+/// agent receives. Shows this node only. Ends with q or Ctrl-C; arrows scroll. While nothing answers
+/// it goes on asking.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct TopArgs {

@@ -28,7 +28,7 @@ pub(super) enum WriteCommand {
         #[arg(value_name = "VALUE", allow_negative_numbers = true)]
         value: OsString,
         /// How long it lives: 0 for ever, up to 2592000 in seconds, above that until this Unix time
-        #[arg(long, value_name = "S", default_value_t = 0)]
+        #[arg(long, value_name = "S", default_value_t = 0, value_parser = ttl)]
         ttl: u32,
         /// The flag bits kept beside the value, by which clients know its type; below 2^32
         #[arg(long, value_name = "N", default_value_t = 0)]
@@ -48,7 +48,7 @@ pub(super) enum WriteCommand {
         #[command(flatten)]
         place: Place,
         /// How long it lives: 0 for ever, up to 2592000 in seconds, above that until this Unix time
-        #[arg(long, value_name = "S", default_value_t = 0)]
+        #[arg(long, value_name = "S", default_value_t = 0, value_parser = ttl)]
         ttl: u32,
     },
 }
@@ -121,6 +121,12 @@ impl WriteCommand {
             WriteCommand::Touch { ttl, .. } => writer.touch(cache, key, *ttl).await?,
         })
     }
+}
+
+/// Seconds, as memcached takes them: `10m` would have to be one of its two meanings.
+fn ttl(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| "it is a whole number of seconds, such as 600".to_owned())
 }
 
 fn bytes_of(value: &OsString) -> Result<Vec<u8>, CliError> {
