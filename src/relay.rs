@@ -142,6 +142,11 @@ impl HeldEvent {
         }
     }
 
+    /// Its way until its last look was sent was no straight one: it was looked at before, or its key was dirty, or it was parked.
+    pub fn has_waited(&self) -> bool {
+        self.dirty_since.is_some() || self.missed || self.parked > 0
+    }
+
     /// It is at another stage of its way from now on.
     pub fn enter(&mut self, stage: PathStage, now: Instant) {
         if let Some(trace) = &mut self.trace {
@@ -362,7 +367,8 @@ impl Stage {
     }
 }
 
-/// How long events took for one stage of their path: of one event an ack, those of all stages of the same event.
+/// How long events took for one stage of their path: of one event an ack, those of all stages of the same event, so that the
+/// means of all stages add up to the mean lag.
 #[derive(Debug, Default)]
 pub struct StageTimes {
     /// Microseconds of all that were measured.
@@ -487,7 +493,7 @@ pub struct FlowView {
     /// Bytes in flight now.
     pub in_flight_bytes: AtomicU64,
     lag_us: [AtomicI64; Stage::ALL.len()],
-    stages: [StageTimes; PathStage::PASSED.len()],
+    stages: [StageTimes; PathStage::ALL.len()],
     links: Mutex<Vec<Option<LinkView>>>,
     /// By lane: since when there is no session.
     away: Mutex<Vec<Option<Instant>>>,
@@ -683,7 +689,7 @@ impl FlowView {
 
     /// How long the stages of the path took, in its order.
     pub fn stage_times(&self) -> impl Iterator<Item = (PathStage, &StageTimes)> {
-        PathStage::PASSED.into_iter().zip(&self.stages)
+        PathStage::ALL.into_iter().zip(&self.stages)
     }
 
     /// Replaces what is known of a lane's link.
@@ -870,9 +876,9 @@ impl FlowShared {
         paths.with(ended.cache, |path| path.ended(ended, lag, Instant::now()));
     }
 
-    /// An event has passed all stages of the path, without a second look, in these times.
-    pub fn passed(&self, times: &[Duration; PathStage::PASSED.len()]) {
-        for (stage, took) in PathStage::PASSED.into_iter().zip(times) {
+    /// An event has passed the stages of the path, all of them, in these times.
+    pub fn passed(&self, times: &[Duration; PathStage::ALL.len()]) {
+        for (stage, took) in PathStage::ALL.into_iter().zip(times) {
             let its = &self.view.stages[stage as usize];
             let us = took.as_micros() as u64;
             its.total_us.fetch_add(us, Relaxed);

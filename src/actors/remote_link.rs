@@ -524,8 +524,9 @@ impl RemoteLink {
             batch.open -= 1;
             newest = Some(item.event.produced_at_ms);
             let status = exception.map(|exception| exception.status);
-            if status.is_none() && item.event.dirty_since.is_none() {
-                passed = Some((item.event.produced_at_ms, item.event.taken, item.looked));
+            if status.is_none() {
+                let waited = (item.event.has_waited(), item.event.parked > 0);
+                passed = Some((item.event.produced_at_ms, item.event.taken, waited, item.looked));
             }
             let why = match status {
                 Some(Status::TooLarge) => Some(KeptFor::Failed),
@@ -587,13 +588,23 @@ impl RemoteLink {
                 });
             }
         }
-        if let Some((produced_at_ms, taken, (looked, seen))) = passed {
+        if let Some((produced_at_ms, taken, (has_waited, was_parked), (looked, seen))) = passed {
             // Of one event, the last of the ack: its stages add up to its lag.
             let in_agent = Duration::from_micros(agent_us.0.saturating_add(agent_us.1));
-            let in_kafka = (now_ms - produced_at_ms).max(0) as u64 * 1000;
+            let lag = Duration::from_millis((now_ms - produced_at_ms).max(0) as u64);
+            let in_kafka = lag.saturating_sub(now - taken);
+            let queued = looked.saturating_duration_since(taken);
+            // Where one that has waited was meanwhile is not kept: all of it until its last look is the wait; of a parked
+            // one also the time in Kafka, most of which it was there to wait.
+            let [in_kafka, queued, waited] = match (has_waited, was_parked) {
+                (false, _) => [in_kafka, queued, Duration::ZERO],
+                (true, false) => [in_kafka, Duration::ZERO, queued],
+                (true, true) => [Duration::ZERO, Duration::ZERO, in_kafka + queued],
+            };
             let stages = [
-                Duration::from_micros(in_kafka).saturating_sub(now - taken),
-                looked.saturating_duration_since(taken),
+                in_kafka,
+                queued,
+                waited,
                 seen.saturating_duration_since(looked),
                 closed.saturating_duration_since(seen),
                 now.saturating_duration_since(closed).saturating_sub(in_agent),

@@ -116,7 +116,8 @@ pub struct FlowStatus {
     pub rebalances: u64,
     /// The last lag at each stage, in seconds; a stage that nothing has passed is absent.
     pub lag_seconds: BTreeMap<String, f64>,
-    /// How long the stages of the path take, by name: `kafka`, `queue`, `look`, `coalesce`, `link`, `agent_queue`, `apply`.
+    /// How long the stages of the path take, by name: `kafka`, `queue`, `wait`, `look`, `coalesce`, `link`, `agent_queue`,
+    /// `apply`.
     pub stages: BTreeMap<String, StageStatus>,
     /// Partitions whose fetching is paused.
     pub paused_partitions: u64,

@@ -17,7 +17,16 @@ use super::{CliError, ConfigArg, Done};
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// The stages of the path in its order: JSON keeps none.
-const STAGES: [&str; 7] = ["kafka", "queue", "look", "coalesce", "link", "agent_queue", "apply"];
+const STAGES: [&str; 8] = [
+    "kafka",
+    "queue",
+    "wait",
+    "look",
+    "coalesce",
+    "link",
+    "agent_queue",
+    "apply",
+];
 
 /// Show events as they pass, with their outcome and the time in each stage
 ///

@@ -27,6 +27,8 @@ pub enum PathStage {
     Kafka,
     /// Until its look is sent: the chunk's queue, decoding, permits, the reader's mailbox.
     Queue,
+    /// Until it is looked at again: as a dirty key, on the retry topic, or because there was no value yet.
+    Wait,
     /// Until memcached has answered.
     Look,
     /// Until its batch is closed: the coalescer's mailbox and linger.
@@ -37,15 +39,14 @@ pub enum PathStage {
     AgentQueue,
     /// Until the peer's memcached has answered.
     Apply,
-    /// As a dirty key, until it is looked at again.
-    Wait,
 }
 
 impl PathStage {
-    /// All that an event passes which needs no second look; [`PathStage::Wait`] is none of them.
-    pub const PASSED: [PathStage; 7] = [
+    /// All of them, in the order of the path; most events pass [`PathStage::Wait`] in no time.
+    pub const ALL: [PathStage; 8] = [
         PathStage::Kafka,
         PathStage::Queue,
+        PathStage::Wait,
         PathStage::Look,
         PathStage::Coalesce,
         PathStage::Link,
@@ -58,12 +59,12 @@ impl PathStage {
         match self {
             PathStage::Kafka => "kafka",
             PathStage::Queue => "queue",
+            PathStage::Wait => "wait",
             PathStage::Look => "look",
             PathStage::Coalesce => "coalesce",
             PathStage::Link => "link",
             PathStage::AgentQueue => "agent_queue",
             PathStage::Apply => "apply",
-            PathStage::Wait => "wait",
         }
     }
 }

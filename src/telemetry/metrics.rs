@@ -75,9 +75,10 @@ const LAG_BOUNDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0,
 ];
 
-/// Seconds. From a look in a tenth of a millisecond to an event that waited for a minute.
+/// Seconds. From a look in a tenth of a millisecond to an event that waited for an hour.
 const STAGE_BOUNDS: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 60.0,
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0,
+    3600.0,
 ];
 
 /// Seconds of one call to a memcached on the same machine or network, up to its timeouts.
@@ -149,8 +150,9 @@ pub(super) static STAGE_SECONDS: Metric = histogram(
     "evrepl_stage_seconds",
     "s",
     &["flow", "stage"],
-    "How long an event took for a stage of its path: `kafka`, `queue`, `look`, `coalesce`, `link`, `agent_queue`, `apply`; of \
-     one event an ack, so that they add up to its lag",
+    "How long an event took for a stage of its path: `kafka`, `queue`, `wait`, `look`, `coalesce`, `link`, `agent_queue`, \
+     `apply`; of one event an ack, all of them, so that they add up to its lag. `wait` is 0 unless it was looked at again or \
+     parked, and then stands for all until its last look",
     STAGE_BOUNDS,
 );
 

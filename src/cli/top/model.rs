@@ -7,9 +7,10 @@ use crate::admin::{AgentStatus, FlowStatus, LinkStatus, MailboxStatus, Status};
 use crate::cli::status::{in_words, seconds};
 
 /// The stages of an event's path in its order, and the mailbox that fills up when one is too slow, if it is on this side.
-const PATH: [(&str, Option<&str>); 7] = [
+const PATH: [(&str, Option<&str>); 8] = [
     ("kafka", Some("partition_consumer")),
     ("queue", Some("cache_reader")),
+    ("wait", None),
     ("look", None),
     ("coalesce", Some("batch_coalescer")),
     ("link", Some("remote_link")),

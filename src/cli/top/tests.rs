@@ -138,13 +138,14 @@ fn colour_of(text: &str, view: &View) -> Color {
 fn a_region_at_work_shows_what_each_stage_takes() {
     let (before, now) = (status(1, 1.0), status(3, 1.0));
     let view = View::of(&now, Some((&before, SECOND * 2)));
-    let lines = drawn(&view, &around(), 104, 21);
+    let lines = drawn(&view, &around(), 104, 22);
     let expected = [
         "evrepl 0.1.0  us  every 1s  q quits, arrows scroll",
         "",
         "us->eu  running  1000/s  lag 250.0 ms  offset lag 9  in flight 6  dirty 0",
         "  kafka           2.0 ms █████████████████████████████████ partition_consumer 1/4 (most 3) ◀ slowest",
         "  queue           500 µs ████████▎                         cache_reader 4/4 (most 4)",
+        "  wait                 -",
         "  look                 -",
         "  coalesce             -",
         "  link            1.0 ms ████████████████▌",
@@ -272,7 +273,7 @@ fn it_fits_on_any_terminal_and_what_is_below_can_be_scrolled_to() {
         drawn(&view, &around(), width, height);
     }
     let (_, hidden) = terminal(&view, &around(), 80, 4);
-    assert_eq!(hidden, 13);
+    assert_eq!(hidden, 14);
     let scrolled = Around {
         scrolled: 1000,
         ..around()
