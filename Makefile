@@ -7,6 +7,8 @@
 #   make load            a load run, release build                                 (ARGS='...' name the scenario)
 #   make lint            format and lints, as CI checks them
 #   make setup           only install what is missing
+#   make kafka           only Apache Kafka for the tests, into target/kafka
+#   make python          only the Python clients for the tests, into target/venv
 
 SHELL := /bin/bash
 ARGS ?=

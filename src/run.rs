@@ -139,6 +139,21 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     });
     telemetry.serve_admin(&config.admin.listen, region.clone())?;
     instruments.register_source(region);
+    // Their failures begin at zero now, not when an actor first calls them: no alert sees a counter rise from nothing.
+    let calls: &[&'static str] = if views.is_empty() {
+        &["write"]
+    } else {
+        &["look", "write"]
+    };
+    for cache in &config.caches {
+        for (server, call) in cache
+            .servers
+            .iter()
+            .flat_map(|server| calls.iter().map(move |call| (server, call)))
+        {
+            instruments.memcached(&cache.name, &server.address, call);
+        }
+    }
     let producer = Producer::new(&config.kafka, &config.node)?;
     let topics = topics::keep(config.clone());
     let canaries = canary::keep(config.clone(), views.clone(), producer.clone());

@@ -13,7 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::client::Resumption;
 use rustls::pki_types::pem::{self, PemObject};
@@ -27,6 +27,9 @@ mod validity;
 
 /// The protocol both ends must name. It changes when frames can no longer say what version they are of.
 pub const ALPN: &[u8] = b"evrepl/1";
+
+/// A certificate that expires sooner should have been replaced: `check`, `status` and the alerts say so from then on.
+pub const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
 
 /// Why there is no TLS. The first five are found at start and need the operator; the others are of one connection, and the link
 /// dials again, since certificates are replaced while it runs.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::outcome::Outcome;
-use crate::telemetry::metrics::{METRICS, Metric};
+use crate::telemetry::metrics::{Kind, METRICS, Metric};
 use crate::telemetry::{BatchClosed, Instruments, PassedEvent, TelemetryHandle, TelemetryOptions, TraceOptions};
 
 /// Long enough for anything that comes, short enough for a test that hangs.
@@ -150,6 +150,11 @@ fn one_flow() -> Status {
             }],
             ..AgentStatus::default()
         },
+        stalls: vec![StallStatus {
+            stage: "cache_reader".to_owned(),
+            work: 3,
+            ..StallStatus::default()
+        }],
         late_outcomes: 1,
         mailboxes: [(
             "cache_reader".to_owned(),
@@ -503,6 +508,10 @@ fn metrics_have_exactly_their_names() {
         "evrepl_memcached_failures_total{cache=\"sessions\",call=\"look\",server=\"10.0.0.1:11211\"} 0".to_owned(),
         "evrepl_memcached_call_seconds_count{cache=\"sessions\",call=\"look\",server=\"10.0.0.1:11211\"} 1".to_owned(),
         format!("evrepl_permits_free{{{flow}}} 65"),
+        "evrepl_alive 1".to_owned(),
+        "evrepl_ready 1".to_owned(),
+        "evrepl_stalled_stages{actor=\"cache_reader\"} 1".to_owned(),
+        "evrepl_stalled_stages{actor=\"remote_link\"} 0".to_owned(),
         "evrepl_restarts_total{actor=\"cache_writer\"} 0".to_owned(),
         format!("evrepl_retention_gap_events_total{{{flow}}} 300"),
         format!("evrepl_mass_misses{{cache=\"sessions\",{flow},server=\"10.0.0.1:11211\"}} 1"),
@@ -511,6 +520,8 @@ fn metrics_have_exactly_their_names() {
         format!("evrepl_batch_bytes_sum{{{flow}}} 4000"),
         format!("evrepl_batches_total{{{flow},trigger=\"linger\"}} 1"),
         format!("evrepl_dirty_keys{{{flow},server=\"10.0.0.5:11211\"}} 3"),
+        format!("evrepl_dirty_age_seconds{{{flow},server=\"10.0.0.5:11211\"}} 1.5"),
+        format!("evrepl_dirty_age_seconds{{{flow},server=\"eu-west-1\"}} 0"),
         format!("evrepl_events_consumed_total{{{flow}}} 49"),
         format!("evrepl_events_in_flight{{{flow},hold=\"with_permit\"}} 2"),
         format!("evrepl_events_total{{{flow},outcome=\"applied\"}} 41"),
@@ -530,6 +541,31 @@ fn metrics_have_exactly_their_names() {
     ] {
         assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
     }
+}
+
+#[test]
+fn a_scrape_says_what_the_probes_say() {
+    let source = Source::with(one_flow(), vec![check("peer eu-west-1", false, false, "dialling")]);
+    let served = serve_source(source.clone());
+    let said = || ["evrepl_alive", "evrepl_ready"].map(|name| served.samples(name).concat());
+    // Degraded is ready.
+    assert_eq!(said(), ["evrepl_alive 1", "evrepl_ready 1"]);
+    *source.ready.lock().unwrap() = Readiness::of(vec![check("agent", false, true, "")]);
+    assert_eq!(said(), ["evrepl_alive 1", "evrepl_ready 0"]);
+    *source.alive.lock().unwrap() = vec![check("root", false, true, "does not turn")];
+    assert_eq!(said(), ["evrepl_alive 0", "evrepl_ready 0"]);
+}
+
+#[test]
+fn no_gauge_gets_another_name_from_a_collector_that_translates_for_prometheus() {
+    // It puts `_ratio` behind gauges of this unit.
+    let renamed = METRICS
+        .iter()
+        .filter(|metric| metric.kind == Kind::Gauge && metric.unit == "1");
+    assert_eq!(
+        renamed.map(|metric| metric.name).collect::<Vec<_>>(),
+        Vec::<&str>::new()
+    );
 }
 
 #[test]

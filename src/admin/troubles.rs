@@ -4,15 +4,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Check, FlowStatus, ServerStatus, Status};
+use crate::tls::EXPIRES_SOON;
 
 /// What is over sooner is no trouble: a key that is looked at again, a session that is just being opened.
 const MOMENT_SECONDS: f64 = 1.0;
 
 /// How long a gap that retention made is spoken of; nothing mends it.
 const GAP_SHOWS_SECONDS: f64 = 3600.0;
-
-/// A certificate that expires sooner should have been replaced.
-const EXPIRES_SOON_SECONDS: f64 = 7.0 * 86_400.0;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -70,7 +68,7 @@ pub fn of(status: &Status, alive: &[Check]) -> Vec<Trouble> {
     }
     for certificate in &status.certificates {
         let left = certificate.expires_in_seconds;
-        if left < EXPIRES_SOON_SECONDS {
+        if left < EXPIRES_SOON.as_secs_f64() {
             let days = (left / 86_400.0).floor();
             let what = match left > 0.0 {
                 true => format!(
@@ -351,6 +349,16 @@ mod tests {
             status.flows[0].waiting_for = vec![wait(server, 3, 4.0)];
             assert_eq!(said(&status), [format!("{what}: 3 keys wait [4] probe in 0.5 s")]);
         }
+    }
+
+    #[test]
+    fn a_certificate_is_spoken_of_two_weeks_before_it_expires() {
+        let mut status = well();
+        let hour = 3600.0;
+        status.certificates[0].expires_in_seconds = EXPIRES_SOON.as_secs_f64() + hour;
+        assert_eq!(said(&status), Vec::<String>::new());
+        status.certificates[0].expires_in_seconds -= 2.0 * hour;
+        assert!(said(&status)[0].starts_with("the certificate own expires within 14 days"));
     }
 
     #[test]

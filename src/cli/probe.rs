@@ -18,7 +18,7 @@ use crate::config::{Config, Peer};
 use crate::kafka::{KafkaError, TopicCounts, Topics};
 use crate::memcached::{Connection, MemcachedError};
 use crate::telemetry::{CollectorTakes, ask_collector};
-use crate::tls::{TlsError, TlsMaterial, server_name};
+use crate::tls::{EXPIRES_SOON, TlsError, TlsMaterial, server_name};
 use crate::topics::companions;
 use crate::wire::{Decoder, Frame, Limits};
 
@@ -26,8 +26,6 @@ use crate::wire::{Decoder, Frame, Limits};
 const ASK: Duration = Duration::from_secs(3);
 /// What a peer gets to refuse us, beside a round trip: TLS 1.3 says only after the handshake that it was refused.
 const SECOND_THOUGHTS: Duration = Duration::from_millis(250);
-/// A certificate that expires within so many days is worth a word.
-const EXPIRES_SOON_DAYS: u64 = 30;
 /// The first memcached whose meta commands are those that evrepl speaks.
 const MEMCACHED_SINCE: (u32, u32) = (1, 6);
 
@@ -224,7 +222,7 @@ fn described(identities: &[String], region: &str, not_after: Option<SystemTime>)
     // Expired ones do not come here.
     if let Some(left) = not_after.and_then(|end| end.duration_since(SystemTime::now()).ok()) {
         let days = left.as_secs() / (24 * 60 * 60);
-        let soon = if days < EXPIRES_SOON_DAYS { ": soon" } else { "" };
+        let soon = if left < EXPIRES_SOON { ": soon" } else { "" };
         detail.push_str(&format!("; expires in {days} days{soon}"));
     }
     detail

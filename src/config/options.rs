@@ -231,7 +231,7 @@ section! {
         /// An event that takes longer from produced-at to its ack is traced although it was not sampled; `"0s"`: none is.
         /// Default: `"1s"`.
         pub slow_after: Duration as Time<0> = seconds(1),
-        /// Traces of slow and of failed events that were not sampled, in a second, at most. Default: `10`.
+        /// Traces of slow events that were not sampled, in a second, at most; and as many of failed ones. Default: `10`.
         pub slow_traces_per_second: u32 as Count<0> = 10,
         /// How log lines look. Default: `"text"`.
         pub log_format: LogFormat as Choice = LogFormat::Text,
@@ -402,8 +402,8 @@ section! {
     /// traffic.
     #[derive(Debug)]
     pub struct Canary {
-        /// How often one is written for each cache and peer; `0s` writes none. A path is dead when none has arrived for three
-        /// of these and half a second. Default: `"0s"`.
+        /// How often one is written for each cache and peer; `0s` writes none, and else it is `100ms` at least. A path is dead
+        /// when none has arrived for three of these and half a second. Default: `"0s"`.
         pub interval: Duration as Time<0> = Duration::ZERO,
     }
 }

@@ -1,11 +1,15 @@
 //! What options must be to each other. What an option must be by itself is its form's business ([`super::codec`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::names;
 use super::options::{Cache, Config, Peer};
 use super::problem::{Problem, near_miss};
 use super::section::{Reading, listed};
+
+/// A canary is a write to memcached, to Kafka and to the peer; ten a second show a dead path as soon as anyone can act on it.
+const SHORTEST_CANARY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Reports every broken rule, in the place of the option that should change.
 pub(super) fn check(config: &Config, reading: &mut Reading) {
@@ -17,6 +21,7 @@ pub(super) fn check(config: &Config, reading: &mut Reading) {
     rules.bytes();
     rules.times();
     rules.listeners();
+    rules.canary();
 }
 
 struct Rules<'a> {
@@ -272,6 +277,16 @@ impl Rules<'_> {
                 let what = format!("`{shorter}` is {time}; write {relation} `{longer}`, which is {limit}: {why}");
                 self.refuse(&[shorter, longer], what);
             }
+        }
+    }
+
+    /// Zero is off. More often than this they say no more, and are a load of their own on every cache and every peer.
+    fn canary(&mut self) {
+        let interval = self.config.canary.interval;
+        if !interval.is_zero() && interval < SHORTEST_CANARY_INTERVAL {
+            let [interval, least] = [interval, SHORTEST_CANARY_INTERVAL].map(humantime::format_duration);
+            let what = format!("`canary.interval` is {interval}; write at least {least}, or \"0s\" for no canaries");
+            self.refuse(&["canary.interval"], what);
         }
     }
 

@@ -348,6 +348,17 @@ fn topics_made_from_templates_are_topics_that_nothing_else_uses() {
 }
 
 #[test]
+fn canaries_are_off_or_no_faster_than_anybody_looks() {
+    refused(
+        "[canary]\ninterval = \"99ms\"",
+        &["6:12: `canary.interval` is 99ms; write at least 100ms, or \"0s\" for no canaries"],
+    );
+    for interval in ["0s", "100ms", "1s"] {
+        read(&with(&format!("[canary]\ninterval = {interval:?}")));
+    }
+}
+
+#[test]
 fn times_that_depend_on_each_other_fit() {
     refused(
         "[agent]\nidle_timeout = \"6s\"",

@@ -85,6 +85,11 @@ impl Instruments {
         }
     }
 
+    /// Where everything that is counted elsewhere is read from.
+    pub(super) fn source(&self) -> Option<&dyn StatusSource> {
+        self.source.get().map(AsRef::as_ref)
+    }
+
     /// The instruments of one flow, `us-east-1->eu-west-1`, to be kept by whoever uses them often.
     pub fn flow(&self, name: &str) -> Arc<FlowInstruments> {
         if let Some(flow) = self.flows.read().unwrap_or_else(PoisonError::into_inner).get(name) {

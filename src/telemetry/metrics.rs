@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 
 use super::instruments::{FlowInstruments, Instruments};
-use crate::admin::{CanaryStatus, FlowStatus, MailboxStatus, Status};
+use crate::admin::{CanaryStatus, FlowStatus, MailboxStatus, Status, StatusSource, WaitingFor};
 
 /// What a metric does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,8 @@ pub struct Metric {
     pub name: &'static str,
     /// Its type.
     pub kind: Kind,
-    /// Its unit, by UCUM: `s`, `By`, `{event}`, `1`.
+    /// Its unit, by UCUM: `s`, `By`, `{event}`. No gauge has `1`: a Collector that translates for Prometheus would put `_ratio`
+    /// behind its name.
     pub unit: &'static str,
     /// Its labels, not all of which every series has.
     pub labels: &'static [&'static str],
@@ -97,7 +98,7 @@ const BYTE_BOUNDS: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0,
 /// Times smaller; LZ4 gives text about 3.
 const RATIO_BOUNDS: &[f64] = &[1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 25.0, 100.0];
 
-/// Kinds of actor that can be restarted, for their zeros.
+/// Kinds of actor that can stall or be restarted, for their zeros.
 const ACTORS: [&str; 9] = [
     "partition_consumer",
     "cache_reader",
@@ -207,7 +208,7 @@ pub(super) static MEMCACHED_FAILURES: Metric = recorded_counter(
 #[rustfmt::skip]
 pub static METRICS: &[&Metric] = &[
     // What the region is.
-    &gauge("evrepl_info", "1", &["region", "version"], "1, with the region and the version of evrepl", |seen, say| {
+    &gauge("evrepl_info", "{info}", &["region", "version"], "1, with the region and the version of evrepl", |seen, say| {
         let status = seen.status;
         if !status.region.is_empty() {
             say(1, &[text("region", &status.region), text("version", &status.version)]);
@@ -306,7 +307,7 @@ pub static METRICS: &[&Metric] = &[
 
     // The link.
     &gauge(
-        "evrepl_link_state", "1", &["flow"],
+        "evrepl_link_state", "{state}", &["flow"],
         "State of the flow's least advanced link: 0 waiting, 1 dialling, 2 greeting, 3 open, 4 draining",
         |seen, say| {
             for (flow, label) in seen.flows() {
@@ -364,14 +365,19 @@ pub static METRICS: &[&Metric] = &[
         "Dirty keys, by the memcached server or the peer they wait for",
         |seen, say| {
             for (flow, label) in seen.flows() {
-                let known = flow.breakers.iter().map(|of| &of.server).chain([&flow.peer]);
-                for server in known {
-                    if flow.waiting_for.iter().all(|wait| wait.server != *server) {
-                        say(0, &[label.clone(), text("server", server)]);
-                    }
+                for (server, wait) in waits(flow) {
+                    say(wait.map_or(0, |wait| wait.keys), &[label.clone(), text("server", server)]);
                 }
-                for wait in &flow.waiting_for {
-                    say(wait.keys, &[label.clone(), text("server", &wait.server)]);
+            }
+        },
+    ),
+    &measured_gauge(
+        "evrepl_dirty_age_seconds", "s", &["flow", "server"],
+        "For how long the oldest dirty key has waited for this memcached server or peer; 0 when none waits",
+        |seen, say| {
+            for (flow, label) in seen.flows() {
+                for (server, wait) in waits(flow) {
+                    say(wait.map_or(0.0, |wait| wait.since_seconds), &[label.clone(), text("server", server)]);
                 }
             }
         },
@@ -393,7 +399,7 @@ pub static METRICS: &[&Metric] = &[
     &MEMCACHED_CALLS,
     &MEMCACHED_FAILURES,
     &gauge(
-        "evrepl_breaker_state", "1", &["side", "flow", "cache", "server"],
+        "evrepl_breaker_state", "{state}", &["side", "flow", "cache", "server"],
         "Circuit breaker of an own memcached server: 0 closed, 1 half open, 2 open; the `relay` reads from it, for a flow, the \
          `agent` writes to it",
         |seen, say| {
@@ -415,7 +421,7 @@ pub static METRICS: &[&Metric] = &[
         },
     ),
     &gauge(
-        "evrepl_mass_misses", "1", &["flow", "cache", "server"],
+        "evrepl_mass_misses", "{state}", &["flow", "cache", "server"],
         "1 for a memcached server on which many keys that were set are missing: wrong hash or ring_name, evictions, or \
          restarted after the events",
         |seen, say| {
@@ -430,7 +436,7 @@ pub static METRICS: &[&Metric] = &[
 
     // Canaries; nothing while they are off.
     &gauge(
-        "evrepl_path_dead", "1", &["flow", "cache"],
+        "evrepl_path_dead", "{state}", &["flow", "cache"],
         "1 while no canary arrives that should, or none can be written: the path from memcached here to memcached there is dead",
         |seen, say| seen.canaries().for_each(|(canary, labels)| say(canary.dead.into(), &labels)),
     ),
@@ -505,6 +511,25 @@ pub static METRICS: &[&Metric] = &[
     }),
 
     // The process.
+    &gauge(
+        "evrepl_alive", "{state}", &[],
+        "1 while the process works, 0 when only a restart helps: what `/livez` answers",
+        |seen, say| seen.checked(|source| source.alive().iter().all(|check| check.ok), say),
+    ),
+    &gauge(
+        "evrepl_ready", "{state}", &[],
+        "1 while the agent can take batches: what `/readyz` answers; 1 also when that says `degraded`",
+        |seen, say| seen.checked(|source| source.ready().ready, say),
+    ),
+    &gauge(
+        "evrepl_stalled_stages", "{stage}", &["actor"],
+        "Stages that have work, wait for nobody and have not moved for a third of `supervision.stalled_after`, by kind of actor",
+        |seen, say| {
+            for (actor, count) in seen.stalled() {
+                say(count, &[text("actor", actor)]);
+            }
+        },
+    ),
     &counter("evrepl_restarts_total", "{restart}", &["actor"], "Restarts, by kind of actor", |seen, say| {
         for (actor, count) in seen.instruments.restarted().with_zeros(&ACTORS) {
             say(count, &[KeyValue::new("actor", actor)]);
@@ -703,10 +728,34 @@ impl Seen<'_> {
         })
     }
 
+    /// What the source answers when asked, which is no part of its status; nothing while there is none.
+    fn checked(&self, ask: fn(&dyn StatusSource) -> bool, say: Say<u64>) {
+        if let Some(source) = self.instruments.source() {
+            say(ask(source).into(), &[]);
+        }
+    }
+
+    /// Stages that do not move, by kind of actor, zeros included.
+    fn stalled(&self) -> BTreeMap<&str, u64> {
+        let mut stalled: BTreeMap<&str, u64> = ACTORS.iter().map(|actor| (*actor, 0)).collect();
+        for stall in &self.status.stalls {
+            *stalled.entry(&stall.stage).or_default() += 1;
+        }
+        stalled
+    }
+
     fn mailboxes(&self) -> impl Iterator<Item = (&MailboxStatus, KeyValue)> {
         let mailboxes = self.status.mailboxes.iter();
         mailboxes.map(|(actor, mailbox)| (mailbox, text("actor", actor)))
     }
+}
+
+/// What dirty keys wait for, and what they could wait for and do not: the peer, and the own servers.
+fn waits(flow: &FlowStatus) -> impl Iterator<Item = (&str, Option<&WaitingFor>)> {
+    let known = flow.breakers.iter().map(|of| &of.server).chain([&flow.peer]);
+    let without = known.filter(|server| flow.waiting_for.iter().all(|wait| wait.server != **server));
+    let waiting = flow.waiting_for.iter().map(|wait| (wait.server.as_str(), Some(wait)));
+    waiting.chain(without.map(|server| (server.as_str(), None)))
 }
 
 /// Every count, and zero for each of `reasons` that was never counted.

@@ -18,7 +18,7 @@ const AP: &str = "ap-south-1";
 
 const EACH_SECOND: &str = "[canary]\ninterval = \"1s\"";
 /// For what is counted rather than timed.
-const OFTEN: &str = "[canary]\ninterval = \"20ms\"";
+const OFTEN: &str = "[canary]\ninterval = \"100ms\"";
 
 /// What `/status` of `region` says of its canaries to `peer`, in a status or fetched.
 fn in_status(status: &Value, peer: &str) -> Value {

@@ -14,11 +14,12 @@ const DASHBOARD: &str = "config/grafana/evrepl.json";
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
 #[test]
-fn promtool_finds_no_fault_in_the_alert_rules_and_their_tests_pass() {
+fn promtool_finds_no_fault_in_the_configuration_and_the_alert_rules_and_their_tests_pass() {
     let folder = repository("config/prometheus");
     for arguments in [
         ["check", "rules", "evrepl.rules.yml"],
         ["test", "rules", "evrepl.rules.test.yml"],
+        ["check", "config", "prometheus.yml"],
     ] {
         let (content, said) = promtool(&folder, &arguments);
         assert!(content, "promtool {}:\n{said}", arguments.join(" "));
@@ -72,6 +73,9 @@ fn operands(expression: &str) -> Vec<String> {
         // Parentheses around several operands.
         let (open, close) = (part.matches('(').count(), part.matches(')').count());
         let part = part.strip_prefix('(').filter(|_| open > close).unwrap_or(part);
+        // What is absent must have been there.
+        let absent = part.strip_prefix("absent(").and_then(|rest| rest.strip_suffix(')'));
+        let part = absent.unwrap_or(part);
         part.strip_suffix(')')
             .filter(|_| close > open)
             .unwrap_or(part)

@@ -110,6 +110,14 @@ async fn what_is_not_memcached_fails_with_its_address() {
     );
 }
 
+#[test]
+fn a_certificate_expires_soon_where_status_says_so_too() {
+    let said = |left: Duration| described(&["eu".to_owned()], "eu", Some(SystemTime::now() + left));
+    let hour = Duration::from_secs(3600);
+    assert_eq!(said(EXPIRES_SOON + hour), "identity eu; expires in 14 days");
+    assert_eq!(said(EXPIRES_SOON - hour), "identity eu; expires in 13 days: soon");
+}
+
 #[tokio::test]
 async fn a_certificate_is_ok_only_if_its_own_ca_vouches_for_it() {
     let (ours, others) = (Certificates::new(), Certificates::new());
