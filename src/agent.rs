@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::breaker::ShownBreaker;
 use crate::config::Config;
-use crate::handoff::Mailboxes;
+use crate::handoff::AgentMailboxes;
 use crate::hashing::Ring;
 use crate::pulse::Pulses;
 use crate::stamps::SessionId;
@@ -130,7 +130,7 @@ pub struct AgentShared {
     /// Counts.
     pub counts: AgentCounts,
     /// Depths of the mailboxes, by kind of actor.
-    pub mailboxes: Arc<Mailboxes>,
+    pub mailboxes: AgentMailboxes,
     /// Every instrument.
     pub instruments: Arc<Instruments>,
     /// The agent is leaving: no new sessions.
@@ -223,13 +223,7 @@ struct Sessions {
 
 impl AgentShared {
     /// The shared part of this region's agent.
-    pub fn new(
-        config: Arc<Config>,
-        tls: Arc<TlsMaterial>,
-        rings: Vec<Ring>,
-        mailboxes: Arc<Mailboxes>,
-        instruments: Arc<Instruments>,
-    ) -> Self {
+    pub fn new(config: Arc<Config>, tls: Arc<TlsMaterial>, rings: Vec<Ring>, instruments: Arc<Instruments>) -> Self {
         let mut servers = Vec::new();
         let mut caches = Vec::new();
         for (cache, ring) in config.caches.iter().zip(rings) {
@@ -250,7 +244,7 @@ impl AgentShared {
             caches,
             servers,
             counts: AgentCounts::default(),
-            mailboxes,
+            mailboxes: AgentMailboxes::default(),
             instruments,
             draining: AtomicBool::new(false),
             listening: AtomicBool::new(false),

@@ -5,29 +5,68 @@
 //! the receiver gives the slot up once it has taken the contents over. Waiting senders are woken in order. Facts that flow
 //! upstream (acks, outcomes, session ends) never come this way: a slot on both directions would close a cycle.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The mailboxes of one kind of actor: depth and time spent waiting for room summed over its actors, and the high-water mark
-/// of any one of them.
+/// The mailboxes of one kind of actor, in one flow or in the agent.
 #[derive(Debug, Default)]
 pub struct MailboxGauge {
+    /// Those that there are; looked through when somebody asks.
+    each: Mutex<Vec<Weak<Mailbox>>>,
     capacity: AtomicUsize,
-    depth: AtomicUsize,
     high_water: AtomicUsize,
     senders_waiting: AtomicUsize,
     waits: AtomicU64,
     waited_us: AtomicU64,
 }
 
+/// How many messages one mailbox holds.
+#[derive(Debug)]
+pub struct Mailbox {
+    depth: AtomicUsize,
+    gauge: Arc<MailboxGauge>,
+}
+
+impl Mailbox {
+    /// A mailbox of this kind with so many slots, which is in its gauge for as long as anybody has it.
+    pub fn new(gauge: &Arc<MailboxGauge>, slots: usize) -> Arc<Mailbox> {
+        gauge.capacity.store(slots, Relaxed);
+        let mailbox = Arc::new(Mailbox {
+            depth: AtomicUsize::new(0),
+            gauge: gauge.clone(),
+        });
+        let mut each = gauge.each();
+        each.retain(|one| one.strong_count() > 0);
+        each.push(Arc::downgrade(&mailbox));
+        mailbox
+    }
+
+    /// A message took a slot.
+    pub fn entered(&self) {
+        let depth = self.depth.fetch_add(1, Relaxed) + 1;
+        self.gauge.high_water.fetch_max(depth, Relaxed);
+    }
+
+    /// A message gave its slot up.
+    pub fn left(&self) {
+        self.depth.fetch_sub(1, Relaxed);
+    }
+}
+
 impl MailboxGauge {
-    /// Messages that hold a slot now.
-    pub fn depth(&self) -> usize {
-        self.depth.load(Relaxed)
+    fn each(&self) -> MutexGuard<'_, Vec<Weak<Mailbox>>> {
+        self.each.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Messages that hold a slot now, in all mailboxes together, and in the fullest one.
+    pub fn depths(&self) -> (usize, usize) {
+        let each = self.each();
+        let depths = each.iter().filter_map(|one| Some(one.upgrade()?.depth.load(Relaxed)));
+        depths.fold((0, 0), |(all, most), depth| (all + depth, most.max(depth)))
     }
 
     /// The most messages that one mailbox ever held.
@@ -55,22 +94,6 @@ impl MailboxGauge {
         Duration::from_micros(self.waited_us.load(Relaxed))
     }
 
-    /// Notes the configured slots of a mailbox.
-    pub fn set_capacity(&self, slots: usize) {
-        self.capacity.store(slots, Relaxed);
-    }
-
-    /// A message took a slot of a mailbox that holds `in_one` messages with it.
-    pub fn entered(&self, in_one: usize) {
-        self.depth.fetch_add(1, Relaxed);
-        self.high_water.fetch_max(in_one, Relaxed);
-    }
-
-    /// A message gave its slot up.
-    pub fn left(&self) {
-        self.depth.fetch_sub(1, Relaxed);
-    }
-
     /// A sender waits for a slot, until this is dropped: also one that gives up has waited.
     fn waits_for_room(&self) -> WaitsForRoom<'_> {
         self.senders_waiting.fetch_add(1, Relaxed);
@@ -95,9 +118,9 @@ impl Drop for WaitsForRoom<'_> {
     }
 }
 
-/// The gauges of every kind of actor with a bounded mailbox, in flow order.
+/// The gauges of the actors of one flow that have bounded mailboxes, in flow order.
 #[derive(Debug, Default)]
-pub struct Mailboxes {
+pub struct RelayMailboxes {
     /// Chunks in front of partition consumers.
     pub partition_consumer: Arc<MailboxGauge>,
     /// Messages in front of cache readers.
@@ -106,20 +129,33 @@ pub struct Mailboxes {
     pub batch_coalescer: Arc<MailboxGauge>,
     /// Batches in front of remote links.
     pub remote_link: Arc<MailboxGauge>,
+}
+
+impl RelayMailboxes {
+    /// Name and gauge of each kind.
+    pub fn all(&self) -> [(&'static str, &MailboxGauge); 4] {
+        [
+            ("partition_consumer", &self.partition_consumer),
+            ("cache_reader", &self.cache_reader),
+            ("batch_coalescer", &self.batch_coalescer),
+            ("remote_link", &self.remote_link),
+        ]
+    }
+}
+
+/// Those of the agent.
+#[derive(Debug, Default)]
+pub struct AgentMailboxes {
     /// Frames in front of agent sessions.
     pub agent_session: Arc<MailboxGauge>,
     /// Parts of batches in front of cache writers.
     pub cache_writer: Arc<MailboxGauge>,
 }
 
-impl Mailboxes {
+impl AgentMailboxes {
     /// Name and gauge of each kind.
-    pub fn all(&self) -> [(&'static str, &MailboxGauge); 6] {
+    pub fn all(&self) -> [(&'static str, &MailboxGauge); 2] {
         [
-            ("partition_consumer", &self.partition_consumer),
-            ("cache_reader", &self.cache_reader),
-            ("batch_coalescer", &self.batch_coalescer),
-            ("remote_link", &self.remote_link),
             ("agent_session", &self.agent_session),
             ("cache_writer", &self.cache_writer),
         ]
@@ -130,12 +166,12 @@ impl Mailboxes {
 #[derive(Debug)]
 pub struct Slot {
     _permit: OwnedSemaphorePermit,
-    gauge: Arc<MailboxGauge>,
+    mailbox: Arc<Mailbox>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.gauge.left();
+        self.mailbox.left();
     }
 }
 
@@ -160,8 +196,7 @@ pub struct HandoffClosed<M>(pub M);
 pub struct Handoff<M: Send + 'static> {
     recipient: Recipient<Carried<M>>,
     slots: Arc<Semaphore>,
-    capacity: usize,
-    gauge: Arc<MailboxGauge>,
+    mailbox: Arc<Mailbox>,
 }
 
 impl<M: Send + 'static> Clone for Handoff<M> {
@@ -169,21 +204,18 @@ impl<M: Send + 'static> Clone for Handoff<M> {
         Handoff {
             recipient: self.recipient.clone(),
             slots: self.slots.clone(),
-            capacity: self.capacity,
-            gauge: self.gauge.clone(),
+            mailbox: self.mailbox.clone(),
         }
     }
 }
 
 impl<M: Send + 'static> Handoff<M> {
     /// A mailbox of `slots` messages in front of `recipient`, counted in `gauge`.
-    pub fn new(recipient: Recipient<Carried<M>>, slots: usize, gauge: Arc<MailboxGauge>) -> Self {
-        gauge.set_capacity(slots);
+    pub fn new(recipient: Recipient<Carried<M>>, slots: usize, gauge: &Arc<MailboxGauge>) -> Self {
         Handoff {
             recipient,
             slots: Arc::new(Semaphore::new(slots)),
-            capacity: slots,
-            gauge,
+            mailbox: Mailbox::new(gauge, slots),
         }
     }
 
@@ -209,7 +241,7 @@ impl<M: Send + 'static> Handoff<M> {
         let permit = match self.slots.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
-                let _waits = self.gauge.waits_for_room();
+                let _waits = self.mailbox.gauge.waits_for_room();
                 self.slots.clone().acquire_owned().await.ok()?
             }
         };
@@ -236,11 +268,10 @@ impl<M: Send + 'static> Reserved<M> {
         if !handoff.recipient.connected() {
             return Err(HandoffClosed(message));
         }
-        let taken = handoff.capacity.saturating_sub(handoff.slots.available_permits());
-        handoff.gauge.entered(taken);
+        handoff.mailbox.entered();
         let slot = Slot {
             _permit: permit,
-            gauge: handoff.gauge,
+            mailbox: handoff.mailbox,
         };
         // Ignores actix's own capacity on purpose: the slot is the bound.
         handoff.recipient.do_send(Carried { message, slot });
@@ -277,7 +308,9 @@ mod tests {
     async fn a_sender_waits_until_the_receiver_gives_a_slot_up_and_order_is_kept() {
         let held = Rc::new(RefCell::new(Vec::new()));
         let gauge = Arc::new(MailboxGauge::default());
-        let handoff = Handoff::new(Sink(held.clone()).start().recipient(), 2, gauge.clone());
+        let handoff = Handoff::new(Sink(held.clone()).start().recipient(), 2, &gauge);
+        let other = Handoff::new(Sink(Rc::default()).start().recipient(), 2, &gauge);
+        other.send(0).await.unwrap();
         let sender = handoff.clone();
         actix::spawn(async move {
             for n in 0..5 {
@@ -290,7 +323,8 @@ mod tests {
             2,
             "the mailbox holds what it is configured for, although actix would take more"
         );
-        assert_eq!((gauge.depth(), gauge.capacity()), (2, 2));
+        assert_eq!((gauge.depths(), gauge.capacity()), ((3, 2), 2));
+        drop(other);
         assert_eq!((gauge.senders_waiting(), gauge.waits()), (1, 1));
         let mut seen = Vec::new();
         while seen.len() < 5 {
@@ -300,14 +334,18 @@ mod tests {
             settle().await;
         }
         assert_eq!(seen, [0, 1, 2, 3, 4]);
-        assert_eq!((gauge.depth(), gauge.high_water()), (0, 2));
+        assert_eq!(
+            (gauge.depths(), gauge.high_water()),
+            ((0, 0), 2),
+            "and one that is gone is forgotten"
+        );
         assert_eq!((gauge.senders_waiting(), gauge.waits()), (0, 3));
     }
 
     #[actix::test]
     async fn a_sender_that_gives_up_waits_no_more_and_has_waited() {
         let gauge = Arc::new(MailboxGauge::default());
-        let handoff = Handoff::new(Sink(Rc::default()).start().recipient(), 1, gauge.clone());
+        let handoff = Handoff::new(Sink(Rc::default()).start().recipient(), 1, &gauge);
         handoff.send(1).await.unwrap();
         assert_eq!(gauge.waits(), 0, "with room there is nothing to wait for");
         assert!(tokio::time::timeout(Duration::ZERO, handoff.reserve()).await.is_err());
@@ -328,7 +366,7 @@ mod tests {
             fn handle(&mut self, _: Carried<u32>, _: &mut Self::Context) {}
         }
         let addr = Gone.start();
-        let handoff = Handoff::new(addr.clone().recipient(), 1, Arc::default());
+        let handoff = Handoff::new(addr.clone().recipient(), 1, &Arc::default());
         while addr.connected() {
             tokio::task::yield_now().await;
         }

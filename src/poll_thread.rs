@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::canary;
 use crate::event::TraceContext;
-use crate::handoff::MailboxGauge;
+use crate::handoff::{Mailbox, MailboxGauge};
 use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
 use crate::parking::{Headers, Parked};
 use crate::pulse::Pulse;
@@ -210,7 +210,7 @@ pub struct PartitionQueue {
     busy: AtomicBool,
     flow_events: Arc<AtomicUsize>,
     flow_limit: usize,
-    gauge: Arc<MailboxGauge>,
+    mailbox: Arc<Mailbox>,
     /// Offset and produced-at of the last record of each chunk that is not committed yet.
     ends: Mutex<VecDeque<(i64, i64)>>,
     /// Where it is shown that the partition waits for a retry record's time.
@@ -258,7 +258,7 @@ impl PartitionQueue {
         };
         if let Some(chunk) = &chunk {
             self.flow_events.fetch_sub(chunk.records.len(), Relaxed);
-            self.gauge.left();
+            self.mailbox.left();
         }
         chunk
     }
@@ -317,7 +317,7 @@ impl PartitionQueue {
         self.flow_events.fetch_add(chunk.records.len(), Relaxed);
         let mut inner = self.lock();
         inner.chunks.push_back(chunk);
-        self.gauge.entered(inner.chunks.len());
+        self.mailbox.entered();
         if let Some((ready, _)) = &inner.consumer
             && !self.busy.load(SeqCst)
         {
@@ -331,7 +331,7 @@ impl Drop for PartitionQueue {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         for chunk in inner.chunks.drain(..) {
             self.flow_events.fetch_sub(chunk.records.len(), Relaxed);
-            self.gauge.left();
+            self.mailbox.left();
         }
         self.show_wait(None);
     }
@@ -495,7 +495,7 @@ impl RebalanceListener for Arc<Rebalances> {
                     busy: AtomicBool::new(false),
                     flow_events: self.flow_events.clone(),
                     flow_limit: self.settings.queue_events,
-                    gauge: self.settings.gauge.clone(),
+                    mailbox: Mailbox::new(&self.settings.gauge, self.settings.queue_chunks),
                     ends: Mutex::default(),
                     view: self.settings.view.clone(),
                     paused: AtomicBool::new(false),
@@ -536,7 +536,6 @@ impl PollThread {
     ) -> std::io::Result<PollThread> {
         let (commands, inbox) = mpsc::channel();
         let name = format!("poll {flow}");
-        settings.gauge.set_capacity(settings.queue_chunks);
         let settings = Arc::new(settings);
         let thread = std::thread::Builder::new()
             .name(name.chars().take(15).collect())

@@ -16,7 +16,7 @@ use crate::agent::{AgentShared, ServerState};
 use crate::breaker::ShownBreaker;
 use crate::canary::PathView;
 use crate::config::Config;
-use crate::handoff::Mailboxes;
+use crate::handoff::MailboxGauge;
 use crate::misses::LIKELY_CAUSES;
 use crate::outcome::Outcome;
 use crate::relay::{FlowView, Stage, StageTimes, wall_ms};
@@ -34,8 +34,6 @@ pub struct Region {
     pub flows: Vec<Arc<FlowView>>,
     /// The receiving half.
     pub agent: Arc<AgentShared>,
-    /// Depths of the mailboxes, by kind of actor.
-    pub mailboxes: Arc<Mailboxes>,
     /// Every instrument.
     pub instruments: Arc<Instruments>,
     /// Whether the process works.
@@ -79,6 +77,7 @@ impl Region {
             offset_lag: offset_lag.map(|lag| lag as u64),
             commit_age_seconds: (view.accounts.uncommitted_since_ms())
                 .map_or(0.0, |since| (wall_ms() - since).max(0) as f64 / 1e3),
+            mailboxes: mailboxes(view.mailboxes.all()),
             rebalances: view.rebalances.load(Relaxed),
             lag_seconds: lags.collect(),
             stages: view.stage_times().map(stage).collect(),
@@ -248,24 +247,39 @@ impl Region {
                 .map(|(name, count)| (name.to_owned(), count.load(Relaxed)))
                 .collect(),
             servers: servers.collect(),
+            mailboxes: mailboxes(self.agent.mailboxes.all()),
             listening: self.agent.listening.load(Relaxed),
         }
     }
 }
 
+fn mailboxes<const N: usize>(all: [(&'static str, &MailboxGauge); N]) -> BTreeMap<String, MailboxStatus> {
+    let status = |(actor, gauge): (&str, &MailboxGauge)| {
+        let (depth, fullest) = gauge.depths();
+        let status = MailboxStatus {
+            depth: depth as u64,
+            fullest: fullest as u64,
+            high_water: gauge.high_water() as u64,
+            capacity: gauge.capacity() as u64,
+            senders_waiting: gauge.senders_waiting() as u64,
+            waits: gauge.waits(),
+            waited_us: gauge.waited().as_micros() as u64,
+        };
+        (actor.to_owned(), status)
+    };
+    all.into_iter().map(status).collect()
+}
+
+fn together<'a>(all: impl Iterator<Item = &'a BTreeMap<String, MailboxStatus>>) -> BTreeMap<String, MailboxStatus> {
+    let mut together = BTreeMap::<String, MailboxStatus>::new();
+    for (actor, one) in all.flatten() {
+        together.entry(actor.clone()).or_default().add(one);
+    }
+    together
+}
+
 impl StatusSource for Region {
     fn status(&self) -> Status {
-        let mailboxes = self.mailboxes.all().into_iter().map(|(actor, gauge)| {
-            let status = MailboxStatus {
-                depth: gauge.depth() as u64,
-                high_water: gauge.high_water() as u64,
-                capacity: gauge.capacity() as u64,
-                senders_waiting: gauge.senders_waiting() as u64,
-                waits: gauge.waits(),
-                waited_us: gauge.waited().as_micros() as u64,
-            };
-            (actor.to_owned(), status)
-        });
         // Long before it is restarted, so that whoever looks sees it.
         let limit = self.config.supervision.stalled_after / 3;
         let flows = self.flows.iter().map(|view| (view.name.as_str(), &view.pulses));
@@ -279,16 +293,18 @@ impl StatusSource for Region {
                 since_seconds: stall.since.as_secs_f64(),
             })
         });
+        let flows: Vec<_> = self.flows.iter().map(|view| self.flow(view)).collect();
+        let agent = self.agent(Instant::now());
         Status {
+            mailboxes: together(flows.iter().map(|flow| &flow.mailboxes).chain([&agent.mailboxes])),
             stalls: stalls.collect(),
             troubles: Vec::new(),
             region: self.config.region.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            flows: self.flows.iter().map(|view| self.flow(view)).collect(),
-            agent: self.agent(Instant::now()),
+            flows,
+            agent,
             late_outcomes: self.flows.iter().map(|view| view.accounts.late.load(Relaxed)).sum(),
             restarts: self.instruments.restarts(),
-            mailboxes: mailboxes.collect(),
             certificates: self.certificates(),
         }
     }

@@ -15,7 +15,7 @@ use crate::breaker::{BreakerState, ShownBreaker};
 use crate::canary::{Ended, Paths};
 use crate::config::Config;
 use crate::event::{Op, TraceContext};
-use crate::handoff::Mailboxes;
+use crate::handoff::RelayMailboxes;
 use crate::hashing::Ring;
 use crate::hlc;
 use crate::kafka::TopicPartition;
@@ -520,6 +520,8 @@ pub struct FlowView {
     suspects: Mutex<Suspects>,
     /// The pulses of everything in it.
     pub pulses: Pulses,
+    /// Depths of the mailboxes, by kind of actor.
+    pub mailboxes: RelayMailboxes,
     /// Which incarnation may write here.
     incarnation: AtomicU64,
     stop: Mutex<Option<StopFlow>>,
@@ -569,6 +571,7 @@ impl FlowView {
             retries: Mutex::default(),
             suspects: Mutex::default(),
             pulses: Pulses::default(),
+            mailboxes: RelayMailboxes::default(),
             incarnation: AtomicU64::new(0),
             stop: Mutex::default(),
         }
@@ -791,8 +794,6 @@ pub struct FlowShared {
     pub crowded: AtomicUsize,
     /// Where fates go.
     pub consumers: RwLock<HashMap<u32, Recipient<EventsReported>>>,
-    /// Depths of the mailboxes, by kind of actor.
-    pub mailboxes: Arc<Mailboxes>,
     /// This flow's instruments.
     pub metrics: Arc<FlowInstruments>,
     /// Every instrument.

@@ -16,7 +16,6 @@ use crate::admin::AdminError;
 use crate::agent::AgentShared;
 use crate::canary;
 use crate::config::Config;
-use crate::handoff::Mailboxes;
 use crate::hashing::{HashKind, Ring, RingServer};
 use crate::kafka::{KafkaError, Producer};
 use crate::pulse::Pulses;
@@ -107,7 +106,6 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         &config.tls.private_key,
         &config.tls.ca,
     )?);
-    let mailboxes = Arc::new(Mailboxes::default());
     let socket = listen("agent.listen", &config.agent.listen)?;
     let mut telemetry = telemetry::start(&TelemetryOptions::of(&config))?;
     telemetry::start_logging(config.telemetry.log_format, telemetry.tracer())?;
@@ -117,7 +115,6 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         config.clone(),
         tls.clone(),
         rings.clone(),
-        mailboxes.clone(),
         instruments.clone(),
     ));
     let peers = || {
@@ -133,7 +130,6 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         config: config.clone(),
         flows: views.clone(),
         agent: agent.clone(),
-        mailboxes: mailboxes.clone(),
         instruments: instruments.clone(),
         vitals: vitals.clone(),
     });
@@ -171,7 +167,6 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
                     view,
                     tls: tls.clone(),
                     producer: producer.clone(),
-                    mailboxes: mailboxes.clone(),
                     instruments: instruments.clone(),
                     consumer_ids: consumer_ids.clone(),
                     failed: failed.clone(),

@@ -180,11 +180,7 @@ impl Actor for AgentSession {
         self.out = Some(out.clone());
         let address = ctx.address();
         let slots = self.shared.config.mailbox.agent_session;
-        let batches = Handoff::new(
-            address.clone().recipient(),
-            slots,
-            self.shared.mailboxes.agent_session.clone(),
-        );
+        let batches = Handoff::new(address.clone().recipient(), slots, &self.shared.mailboxes.agent_session);
         let idle = self.shared.config.agent.idle_timeout;
         let answers = Answers {
             out,

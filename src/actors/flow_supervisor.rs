@@ -14,7 +14,7 @@ use actix_rt::Arbiter;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::handoff::{Handoff, Mailboxes};
+use crate::handoff::Handoff;
 use crate::hashing::Ring;
 use crate::kafka::{FlowConsumer, Prefetch, Producer};
 use crate::outcome::Outcome;
@@ -88,8 +88,6 @@ pub struct FlowParts {
     pub tls: Arc<TlsMaterial>,
     /// Writes dead letters and parks events.
     pub producer: Producer,
-    /// Depths of the mailboxes, by kind of actor.
-    pub mailboxes: Arc<Mailboxes>,
     /// Every instrument.
     pub instruments: Arc<Instruments>,
     /// Numbers for partition consumers, through all incarnations.
@@ -166,7 +164,6 @@ impl FlowSupervisor {
             bytes: ByteBudget::new(config.flow.max_in_flight_bytes),
             crowded: Default::default(),
             consumers: RwLock::default(),
-            mailboxes: parts.mailboxes.clone(),
             metrics: parts.instruments.flow(&parts.view.name),
             instruments: parts.instruments.clone(),
             going_down: AtomicBool::new(false),
@@ -198,9 +195,9 @@ impl FlowSupervisor {
             self.lanes.push(lane);
         }
         let slots = self.shared.config.mailbox.cache_reader;
-        let gauge = &self.shared.mailboxes.cache_reader;
+        let gauge = &self.shared.view.mailboxes.cache_reader;
         let handoffs = |lane: &Lane| {
-            let of = |reader: &Addr<CacheReader>| Handoff::new(reader.clone().recipient(), slots, gauge.clone());
+            let of = |reader: &Addr<CacheReader>| Handoff::new(reader.clone().recipient(), slots, gauge);
             lane.readers.iter().map(of).collect()
         };
         self.readers = Arc::new(self.lanes.iter().map(handoffs).collect());
@@ -227,7 +224,7 @@ impl FlowSupervisor {
         let limit = shared.config.supervision.stalled_after;
         let pulse = (shared.view.pulses).register_thread("lane", format!("lane {lane}"), limit);
         handle.spawn(pulse::beat(pulse));
-        let (mailbox, gauges) = (&shared.config.mailbox, &shared.mailboxes);
+        let (mailbox, gauges) = (&shared.config.mailbox, &shared.view.mailboxes);
 
         let link_parts = RemoteLinkParts {
             shared: shared.clone(),
@@ -237,11 +234,7 @@ impl FlowSupervisor {
             address: self.address.clone(),
         };
         let link = Supervisor::start_in_arbiter(&handle, move |_| RemoteLink::new(link_parts));
-        let to_link = Handoff::new(
-            link.clone().recipient(),
-            mailbox.remote_link,
-            gauges.remote_link.clone(),
-        );
+        let to_link = Handoff::new(link.clone().recipient(), mailbox.remote_link, &gauges.remote_link);
 
         let (its_shared, its_clock) = (shared.clone(), clock.clone());
         let coalescer = BatchCoalescer::start_in_arbiter(&handle, move |_| {
@@ -250,7 +243,7 @@ impl FlowSupervisor {
         let to_coalescer = Handoff::new(
             coalescer.clone().recipient(),
             mailbox.batch_coalescer,
-            gauges.batch_coalescer.clone(),
+            &gauges.batch_coalescer,
         );
 
         let mut readers = Vec::new();
@@ -293,7 +286,7 @@ impl FlowSupervisor {
             queue_chunks: config.mailbox.partition_consumer,
             queue_events: config.flow.max_in_flight_events / if retry { 4 } else { 1 },
             revoke_timeout: config.flow.revoke_timeout,
-            gauge: self.shared.mailboxes.partition_consumer.clone(),
+            gauge: self.shared.view.mailboxes.partition_consumer.clone(),
             view: self.shared.view.clone(),
             flow: ctx.address().recipient(),
             ended: ctx.address().recipient(),

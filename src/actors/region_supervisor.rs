@@ -129,7 +129,7 @@ impl RegionSupervisor {
             handoffs.push(Handoff::new(
                 writer.clone().recipient(),
                 slots,
-                shared.mailboxes.cache_writer.clone(),
+                &shared.mailboxes.cache_writer,
             ));
             writers.push(writer);
         }

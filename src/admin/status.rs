@@ -48,7 +48,7 @@ pub struct Status {
     pub late_outcomes: u64,
     /// Restarts by kind of actor, since the process began.
     pub restarts: BTreeMap<String, u64>,
-    /// Bounded mailboxes by kind of actor.
+    /// Bounded mailboxes by kind of actor, those of all flows and of the agent together.
     pub mailboxes: BTreeMap<String, MailboxStatus>,
     /// The certificates that this region relies on.
     pub certificates: Vec<CertificateStatus>,
@@ -119,6 +119,8 @@ pub struct FlowStatus {
     /// How long the stages of the path take, by name: `kafka`, `queue`, `wait`, `look`, `coalesce`, `link`, `agent_queue`,
     /// `apply`.
     pub stages: BTreeMap<String, StageStatus>,
+    /// Its bounded mailboxes by kind of actor.
+    pub mailboxes: BTreeMap<String, MailboxStatus>,
     /// Partitions whose fetching is paused.
     pub paused_partitions: u64,
     /// Retry partitions whose next record's time has not come.
@@ -293,6 +295,8 @@ pub struct AgentStatus {
     pub items: BTreeMap<String, u64>,
     /// Own memcached servers.
     pub servers: Vec<ServerStatus>,
+    /// Its bounded mailboxes by kind of actor.
+    pub mailboxes: BTreeMap<String, MailboxStatus>,
     /// New sessions are accepted.
     pub listening: bool,
 }
@@ -331,8 +335,10 @@ pub struct ServerStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MailboxStatus {
-    /// Messages in them now.
+    /// Messages in all of them now.
     pub depth: u64,
+    /// Messages in the fullest one now.
+    pub fullest: u64,
     /// The most there ever were in one.
     pub high_water: u64,
     /// What one holds.
@@ -343,6 +349,19 @@ pub struct MailboxStatus {
     pub waits: u64,
     /// Microseconds that they waited.
     pub waited_us: u64,
+}
+
+impl MailboxStatus {
+    /// Adds those of the same kind in another flow.
+    pub fn add(&mut self, other: &MailboxStatus) {
+        self.depth += other.depth;
+        self.fullest = self.fullest.max(other.fullest);
+        self.high_water = self.high_water.max(other.high_water);
+        self.capacity = self.capacity.max(other.capacity);
+        self.senders_waiting += other.senders_waiting;
+        self.waits += other.waits;
+        self.waited_us += other.waited_us;
+    }
 }
 
 /// Events ended, by outcome: a map with every name when serialized.

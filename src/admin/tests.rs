@@ -124,6 +124,7 @@ fn one_flow() -> Status {
                 since_seconds: 3.0,
                 likely_causes: "evictions".to_owned(),
             }],
+            mailboxes: mailbox("cache_reader", 2_500_000),
             canaries: vec![CanaryStatus {
                 cache: "sessions".to_owned(),
                 age_seconds: Some(0.75),
@@ -148,6 +149,7 @@ fn one_flow() -> Status {
                 breaker: "closed".to_owned(),
                 away_seconds: None,
             }],
+            mailboxes: mailbox("cache_writer", 0),
             ..AgentStatus::default()
         },
         stalls: vec![StallStatus {
@@ -156,24 +158,25 @@ fn one_flow() -> Status {
             ..StallStatus::default()
         }],
         late_outcomes: 1,
-        mailboxes: [(
-            "cache_reader".to_owned(),
-            MailboxStatus {
-                depth: 1,
-                high_water: 3,
-                capacity: 4,
-                senders_waiting: 1,
-                waits: 9,
-                waited_us: 2_500_000,
-            },
-        )]
-        .into(),
         certificates: vec![CertificateStatus {
             name: "own".to_owned(),
             expires_in_seconds: -5.5,
         }],
         ..Status::default()
     }
+}
+
+fn mailbox(actor: &str, waited_us: u64) -> BTreeMap<String, MailboxStatus> {
+    let status = MailboxStatus {
+        depth: 12,
+        fullest: 2,
+        high_water: 3,
+        capacity: 4,
+        senders_waiting: 1,
+        waits: 9,
+        waited_us,
+    };
+    [(actor.to_owned(), status)].into()
 }
 
 struct Served {
@@ -504,7 +507,7 @@ fn metrics_have_exactly_their_names() {
         format!("evrepl_link_rtt_seconds{{{flow}}} 0.0705"),
         format!("evrepl_link_clock_offset_seconds{{{flow}}} -0.25"),
         format!("evrepl_looks_again_total{{{flow},reason=\"later\"}} 0"),
-        "evrepl_mailbox_wait_seconds_total{actor=\"cache_reader\"} 2.5".to_owned(),
+        format!("evrepl_mailbox_wait_seconds_total{{actor=\"cache_reader\",{flow}}} 2.5"),
         "evrepl_memcached_failures_total{cache=\"sessions\",call=\"look\",server=\"10.0.0.1:11211\"} 0".to_owned(),
         "evrepl_memcached_call_seconds_count{cache=\"sessions\",call=\"look\",server=\"10.0.0.1:11211\"} 1".to_owned(),
         format!("evrepl_permits_free{{{flow}}} 65"),
@@ -531,9 +534,11 @@ fn metrics_have_exactly_their_names() {
         format!("evrepl_link_reconnects_total{{{flow}}} 1"),
         format!("evrepl_link_state{{{flow}}} 3"),
         format!("evrepl_looks_again_total{{{flow},reason=\"session_lost\"}} 1"),
-        "evrepl_mailbox_capacity{actor=\"cache_reader\"} 4".to_owned(),
-        "evrepl_mailbox_depth{actor=\"cache_reader\"} 1".to_owned(),
-        "evrepl_mailbox_high_water{actor=\"cache_reader\"} 3".to_owned(),
+        format!("evrepl_mailbox_capacity{{actor=\"cache_reader\",{flow}}} 4"),
+        format!("evrepl_mailbox_depth{{actor=\"cache_reader\",{flow}}} 12"),
+        format!("evrepl_mailbox_fullest{{actor=\"cache_reader\",{flow}}} 2"),
+        format!("evrepl_mailbox_high_water{{actor=\"cache_reader\",{flow}}} 3"),
+        "evrepl_mailbox_senders_waiting{actor=\"cache_writer\"} 1".to_owned(),
         format!("evrepl_offset_lag{{{flow}}} 9"),
         "evrepl_restarts_total{actor=\"remote_link\"} 1".to_owned(),
         format!("evrepl_stage_lag_seconds_bucket{{{flow},stage=\"acked\",le=\"0.4\"}} 1"),

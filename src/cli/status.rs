@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{CliError, ConfigArg, Done, table};
-use crate::admin::{AgentStatus, FlowStatus, LinkStatus, Status, Trouble};
+use crate::admin::{AgentStatus, CanaryStatus, FlowStatus, LinkStatus, Status, Trouble};
 use crate::relay::Stage;
 
 /// For the whole answer: it is made from memory, on a thread that does nothing else.
@@ -266,6 +266,9 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
     if flow.reconnects > 0 {
         rows.push(row("reconnects", flow.reconnects.to_string()));
     }
+    for canary in &flow.canaries {
+        rows.push(row("canary", canary_text(canary)));
+    }
     for waiting in &flow.waiting_for {
         let since = seconds(waiting.since_seconds);
         rows.push(row(
@@ -313,6 +316,19 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
         rows.push(row("looks again", looks_again));
     }
     rows
+}
+
+/// `sessions: lag 0.081 s, the last one 1s ago`
+pub(super) fn canary_text(canary: &CanaryStatus) -> String {
+    let CanaryStatus { cache, why, .. } = canary;
+    if canary.dead {
+        let since = canary.dead_seconds.map(|since| format!(" for {}", seconds(since)));
+        return format!("{cache}: the path is dead{}: {why}", since.unwrap_or_default());
+    }
+    match (canary.lag_seconds, canary.age_seconds) {
+        (Some(lag), Some(age)) => format!("{cache}: lag {lag:.3} s, the last one {} ago", seconds(age)),
+        _ => format!("{cache}: {why}"),
+    }
 }
 
 fn link_text(link: &LinkStatus) -> String {
@@ -450,6 +466,21 @@ mod tests {
                     since_seconds: 3.0,
                     likely_causes: "evictions".to_owned(),
                 }],
+                canaries: vec![
+                    CanaryStatus {
+                        cache: "sessions".to_owned(),
+                        age_seconds: Some(1.2),
+                        lag_seconds: Some(0.081),
+                        ..CanaryStatus::default()
+                    },
+                    CanaryStatus {
+                        cache: "pages".to_owned(),
+                        dead: true,
+                        dead_seconds: Some(61.0),
+                        why: "none for 66 s".to_owned(),
+                        ..CanaryStatus::default()
+                    },
+                ],
                 ..FlowStatus::default()
             }],
             agent: AgentStatus {
@@ -474,6 +505,7 @@ mod tests {
                     away_seconds: None,
                 }],
                 listening: true,
+                ..AgentStatus::default()
             },
             ..Status::default()
         }
@@ -520,6 +552,8 @@ flow us-east-1->eu-west-1: waiting_for_peer
   offset lag  9 events
   lag         consumed 0.010 s, acked 0.250 s
   link 0      dialling since 1m 1s, 4 failed attempts: connection refused
+  canary      sessions: lag 0.081 s, the last one 1s ago
+  canary      pages: the path is dead for 1m 1s: none for 66 s
   waiting     3 keys for 10.0.0.5:11211, since 250ms: probe in 0.5 s
   misses      150 of 200 keys looked at were missing in 10.0.0.1:11211 of cache sessions, since 3s: evictions
   retention   400 events were removed before they were taken, in 2 gaps; the last one 1m 1s ago: s[3] 1000 to 1300, which spans 7s

@@ -26,8 +26,8 @@ const TURN: Duration = Duration::from_millis(50);
 /// Watch a running evrepl
 ///
 /// Asks the evrepl that runs with this configuration, at admin.listen, again and again, and shows
-/// for each flow how long events take in each stage of their path, with the slowest marked, what
-/// waits in front of each actor, outcomes per second, links, and what waits for whom; then what the
+/// for each flow how long events take in each stage of their path, with the one to look at marked
+/// (by the rule of docs/tuning.md), the fullest mailbox of each kind of actor, outcomes per second, links, and what waits for whom; then what the
 /// agent receives. Shows this node only. Ends with q or Ctrl-C; arrows scroll. While nothing answers
 /// it goes on asking.
 #[derive(Debug, Args)]
@@ -67,7 +67,11 @@ impl TopArgs {
         let looks = Looks::start(config.admin.listen.clone(), self.every).map_err(TopError::Terminal)?;
         // It also takes care that a panic leaves the terminal as it was.
         let terminal = ratatui::try_init().map_err(TopError::Terminal)?;
-        let ended = watch(terminal, &looks, self.every);
+        let seen = Seen {
+            slow: config.telemetry.slow_after,
+            ..Seen::default()
+        };
+        let ended = watch(terminal, &looks, seen, self.every);
         ratatui::restore();
         ended.map_err(TopError::Terminal)?;
         Ok(Done::ok(String::new()))
@@ -108,6 +112,8 @@ struct Seen {
     view: View,
     last: Option<(Instant, Status)>,
     silent: Option<String>,
+    /// What the configuration calls slow.
+    slow: Duration,
 }
 
 impl Seen {
@@ -115,7 +121,7 @@ impl Seen {
         match status {
             Ok(status) => {
                 let before = self.last.as_ref().map(|(earlier, before)| (before, at - *earlier));
-                self.view = View::of(&status, before);
+                self.view = View::of(&status, before, self.slow);
                 self.last = Some((at, status));
                 self.silent = None;
             }
@@ -134,8 +140,7 @@ impl Seen {
 }
 
 /// Until somebody has had enough.
-fn watch(mut terminal: DefaultTerminal, looks: &Looks, every: Duration) -> io::Result<()> {
-    let mut seen = Seen::default();
+fn watch(mut terminal: DefaultTerminal, looks: &Looks, mut seen: Seen, every: Duration) -> io::Result<()> {
     let (mut scrolled, mut hidden) = (0u16, 0);
     loop {
         let around = seen.around(every, scrolled, Instant::now());

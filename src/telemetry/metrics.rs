@@ -491,24 +491,41 @@ pub static METRICS: &[&Metric] = &[
     ),
 
     // Mailboxes.
-    &gauge("evrepl_mailbox_depth", "{message}", &["actor"], "Messages in all bounded mailboxes of a kind of actor", |seen, say| {
-        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.depth, &[label]));
-    }),
-    &gauge("evrepl_mailbox_high_water", "{message}", &["actor"], "The most messages that one mailbox ever held", |seen, say| {
-        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.high_water, &[label]));
-    }),
-    &gauge("evrepl_mailbox_capacity", "{message}", &["actor"], "Messages that one mailbox holds: `[mailbox]`", |seen, say| {
-        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.capacity, &[label]));
-    }),
-    &gauge("evrepl_mailbox_senders_waiting", "{sender}", &["actor"], "Senders that wait for room in a mailbox now", |seen, say| {
-        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.senders_waiting, &[label]));
-    }),
-    &counter("evrepl_mailbox_waits_total", "{message}", &["actor"], "Messages that had to wait for room", |seen, say| {
-        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.waits, &[label]));
-    }),
-    &measured_counter("evrepl_mailbox_wait_seconds_total", "s", &["actor"], "How long senders waited for room", |seen, say| {
-        seen.mailboxes().for_each(|(mailbox, label)| say(mailbox.waited_us as f64 / 1e6, &[label]));
-    }),
+    &gauge(
+        "evrepl_mailbox_depth", "{message}", &["flow", "actor"],
+        "Messages in all bounded mailboxes of a kind of actor",
+        |seen, say| seen.mailboxes().for_each(|(mailbox, labels)| say(mailbox.depth, &labels)),
+    ),
+    &gauge(
+        "evrepl_mailbox_fullest", "{message}", &["flow", "actor"],
+        "Messages in the fullest of them, to be compared with the capacity",
+        |seen, say| seen.mailboxes().for_each(|(mailbox, labels)| say(mailbox.fullest, &labels)),
+    ),
+    &gauge(
+        "evrepl_mailbox_high_water", "{message}", &["flow", "actor"],
+        "The most messages that one mailbox ever held",
+        |seen, say| seen.mailboxes().for_each(|(mailbox, labels)| say(mailbox.high_water, &labels)),
+    ),
+    &gauge(
+        "evrepl_mailbox_capacity", "{message}", &["flow", "actor"],
+        "Messages that one mailbox holds: `[mailbox]`",
+        |seen, say| seen.mailboxes().for_each(|(mailbox, labels)| say(mailbox.capacity, &labels)),
+    ),
+    &gauge(
+        "evrepl_mailbox_senders_waiting", "{sender}", &["flow", "actor"],
+        "Senders that wait for room in a mailbox now",
+        |seen, say| seen.mailboxes().for_each(|(mailbox, labels)| say(mailbox.senders_waiting, &labels)),
+    ),
+    &counter(
+        "evrepl_mailbox_waits_total", "{message}", &["flow", "actor"],
+        "Messages that had to wait for room",
+        |seen, say| seen.mailboxes().for_each(|(mailbox, labels)| say(mailbox.waits, &labels)),
+    ),
+    &measured_counter(
+        "evrepl_mailbox_wait_seconds_total", "s", &["flow", "actor"],
+        "How long senders waited for room",
+        |seen, say| seen.mailboxes().for_each(|(mailbox, labels)| say(mailbox.waited_us as f64 / 1e6, &labels)),
+    ),
 
     // The process.
     &gauge(
@@ -744,9 +761,14 @@ impl Seen<'_> {
         stalled
     }
 
-    fn mailboxes(&self) -> impl Iterator<Item = (&MailboxStatus, KeyValue)> {
-        let mailboxes = self.status.mailboxes.iter();
-        mailboxes.map(|(actor, mailbox)| (mailbox, text("actor", actor)))
+    /// Those of each flow, and those of the agent, which belong to none.
+    fn mailboxes(&self) -> impl Iterator<Item = (&MailboxStatus, Vec<KeyValue>)> {
+        let flows = self.flows().flat_map(|(flow, label)| {
+            let mailboxes = flow.mailboxes.iter();
+            mailboxes.map(move |(actor, mailbox)| (mailbox, vec![label.clone(), text("actor", actor)]))
+        });
+        let agent = self.status.agent.mailboxes.iter();
+        flows.chain(agent.map(|(actor, mailbox)| (mailbox, vec![text("actor", actor)])))
     }
 }
 

@@ -8,7 +8,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
-use super::model::{AgentView, FlowView, MailboxView, StageView, View};
+use super::model::{AgentView, FlowView, MailboxView, Mark, StageView, View};
 use crate::cli::status::seconds;
 
 const GOOD: Style = Style::new().fg(Color::Green);
@@ -114,14 +114,18 @@ fn flow_lines(flow: &FlowView, width: usize, lines: &mut Vec<Line<'static>>) {
         let style = if link.open { Style::new() } else { BAD };
         lines.push(Line::styled(format!("  {}", link.text), style));
     }
+    for (canary, lives) in &flow.canaries {
+        let style = if *lives { Style::new() } else { BAD };
+        lines.push(Line::styled(format!("  canary {canary}"), style));
+    }
     for wait in &flow.waits {
         lines.push(Line::from(format!("  waits: {wait}")));
     }
 }
 
 fn stage_line(stage: &StageView, longest: f64, room: usize) -> Line<'static> {
-    let style = match (stage.slowest, stage.fresh) {
-        (true, _) => BAD,
+    let style = match (stage.mark, stage.fresh) {
+        (Mark::Slow, _) => BAD,
         (_, true) => GOOD,
         (_, false) => DIM,
     };
@@ -137,8 +141,10 @@ fn stage_line(stage: &StageView, longest: f64, room: usize) -> Line<'static> {
     if let Some(mailbox) = &stage.mailbox {
         spans.push(mailbox_span(mailbox));
     }
-    if stage.slowest {
-        spans.push(Span::styled(" ◀ slowest", BAD));
+    match stage.mark {
+        Mark::None => {}
+        Mark::Longest => spans.push(Span::raw(" ◀ longest")),
+        Mark::Slow => spans.push(Span::styled(" ◀ slow", BAD)),
     }
     Line::from(spans)
 }
@@ -146,12 +152,13 @@ fn stage_line(stage: &StageView, longest: f64, room: usize) -> Line<'static> {
 fn mailbox_span(mailbox: &MailboxView) -> Span<'static> {
     let MailboxView {
         actor,
-        depth,
+        fullest,
         capacity,
         high_water,
+        holds_up,
     } = mailbox;
-    let style = if mailbox.full() { BAD } else { Style::new() };
-    Span::styled(format!(" {actor} {depth}/{capacity} (most {high_water})"), style)
+    let style = if *holds_up { BAD } else { Style::new() };
+    Span::styled(format!(" {actor} {fullest}/{capacity} (most {high_water})"), style)
 }
 
 fn agent_lines(agent: &AgentView, lines: &mut Vec<Line<'static>>) {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::admin::{AgentStatus, FlowStatus, LinkStatus, MailboxStatus, Status};
-use crate::cli::status::{in_words, seconds};
+use crate::cli::status::{canary_text, in_words, seconds};
 
-/// The stages of an event's path in its order, and the mailbox that fills up when one is too slow, if it is on this side.
+/// The stages of an event's path in its order, and the mailbox on this side whose time is in them.
 const PATH: [(&str, Option<&str>); 8] = [
-    ("kafka", Some("partition_consumer")),
+    ("kafka", Some(CONSUMER)),
     ("queue", Some("cache_reader")),
     ("wait", None),
     ("look", None),
@@ -17,6 +17,23 @@ const PATH: [(&str, Option<&str>); 8] = [
     ("agent_queue", None),
     ("apply", None),
 ];
+
+/// Nobody waits in front of it: its partition is paused instead.
+const CONSUMER: &str = "partition_consumer";
+
+/// The first stage that may be what an actor waits for in front of whose mailbox senders wait.
+const BEHIND: [(&str, &str); 4] = [
+    (CONSUMER, "queue"),
+    ("cache_reader", "look"),
+    ("batch_coalescer", "coalesce"),
+    ("remote_link", "link"),
+];
+
+/// Senders that wait for a larger share of the time than this are held up; less is the difference in pace of neighbours.
+const WAITS_SHARE: f64 = 0.05;
+
+/// A stage that takes less is not worth a word while nobody waits for it: a round trip around half the world takes longer.
+const SHORT: Duration = Duration::from_millis(100);
 
 /// The mailboxes of the receiving half.
 const AGENT_MAILBOXES: [&str; 2] = ["agent_session", "cache_writer"];
@@ -49,6 +66,8 @@ pub struct FlowView {
     pub outcomes: Vec<(String, f64)>,
     pub links: Vec<LinkView>,
     pub waits: Vec<String>,
+    /// What canaries say of each cache's path, and whether it lives.
+    pub canaries: Vec<(String, bool)>,
 }
 
 /// One stage of a flow's path.
@@ -59,39 +78,55 @@ pub struct StageView {
     pub seconds: Option<f64>,
     /// Events have passed since the last look.
     pub fresh: bool,
-    /// It takes longer than every other.
-    pub slowest: bool,
+    /// What is said of it.
+    pub mark: Mark,
     pub mailbox: Option<MailboxView>,
 }
 
-/// What waits in front of actors of one kind, all flows together.
+/// Whether a stage is the one to look at, by the rule of docs/tuning.md.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mark {
+    /// It is not, or all is fast.
+    #[default]
+    None,
+    /// It is the longest, and that may be as it should.
+    Longest,
+    /// What is in front of it waits for it, or it takes as long as the configuration calls slow.
+    Slow,
+}
+
+/// What waits in front of actors of one kind.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MailboxView {
     pub actor: &'static str,
-    pub depth: u64,
+    /// Messages in the fullest one.
+    pub fullest: u64,
     pub capacity: u64,
     pub high_water: u64,
+    /// Whoever sends into it is held up.
+    pub holds_up: bool,
 }
 
+type Mailboxes = BTreeMap<String, MailboxStatus>;
+
 impl MailboxView {
-    fn of(status: &Status, actor: &'static str) -> Option<MailboxView> {
-        let MailboxStatus {
-            depth,
-            capacity,
-            high_water,
-            ..
-        } = *status.mailboxes.get(actor)?;
+    fn of(actor: &'static str, all: &Mailboxes, before: Option<(&Mailboxes, Duration)>) -> Option<MailboxView> {
+        let now = all.get(actor)?;
+        let holds_up = match before {
+            Some((before, time)) => {
+                let earlier = before.get(actor).copied().unwrap_or_default();
+                let waited = per_second(earlier.waited_us, now.waited_us, time) / 1e6;
+                waited > WAITS_SHARE || (earlier.senders_waiting > 0 && now.senders_waiting > 0)
+            }
+            None => now.senders_waiting > 0,
+        };
         Some(MailboxView {
             actor,
-            depth,
-            capacity,
-            high_water,
+            fullest: now.fullest,
+            capacity: now.capacity,
+            high_water: now.high_water,
+            holds_up,
         })
-    }
-
-    /// Whoever sends into it waits, or soon will.
-    pub fn full(&self) -> bool {
-        self.capacity > 0 && self.depth >= self.capacity
     }
 }
 
@@ -115,15 +150,15 @@ pub struct AgentView {
 }
 
 impl View {
-    /// `now`, and how it differs from a look so long before, if there was one.
-    pub fn of(now: &Status, before: Option<(&Status, Duration)>) -> View {
+    /// `now`, and how it differs from a look so long before, if there was one; `slow` is what the configuration calls so.
+    pub fn of(now: &Status, before: Option<(&Status, Duration)>, slow: Duration) -> View {
         let flows = now.flows.iter().map(|flow| {
             let earlier = before.and_then(|(before, time)| {
                 let earlier = before.flows.iter().find(|one| one.peer == flow.peer)?;
                 // A process that was started anew in between counts from zero again.
                 (earlier.consumed <= flow.consumed).then_some((earlier, time))
             });
-            FlowView::of(now, flow, earlier)
+            FlowView::of(&now.region, flow, earlier, slow)
         });
         let restarts = now.restarts.iter().map(|(actor, count)| {
             let earlier = before.map(|(before, _)| before.restarts.get(actor).copied().unwrap_or(0));
@@ -140,7 +175,7 @@ impl View {
 }
 
 impl FlowView {
-    fn of(status: &Status, flow: &FlowStatus, before: Option<(&FlowStatus, Duration)>) -> FlowView {
+    fn of(region: &str, flow: &FlowStatus, before: Option<(&FlowStatus, Duration)>, slow: Duration) -> FlowView {
         let outcomes = flow.outcomes.iter().filter_map(|(outcome, count)| {
             let (earlier, time) = before?;
             let rate = per_second(earlier.outcomes[outcome], count, time);
@@ -152,7 +187,7 @@ impl FlowView {
             format!("{} keys for {} since {since}: {}", wait.keys, wait.server, wait.next)
         });
         let mut view = FlowView {
-            name: format!("{}->{}", status.region, flow.peer),
+            name: format!("{region}->{}", flow.peer),
             running: flow.state == "running",
             state: flow.state.clone(),
             rate: before.map_or(0.0, |(earlier, time)| per_second(earlier.consumed, flow.consumed, time)),
@@ -160,20 +195,22 @@ impl FlowView {
             offset_lag: flow.offset_lag,
             in_flight: flow.in_flight,
             dirty: flow.dirty,
-            stages: stages(status, flow, before.map(|(earlier, _)| earlier)),
+            stages: stages(flow, before),
             outcomes: outcomes.collect(),
             links: flow.links.iter().enumerate().map(link).collect(),
             waits: waits.collect(),
+            canaries: flow.canaries.iter().map(|one| (canary_text(one), !one.dead)).collect(),
         };
-        mark_slowest(&mut view.stages);
+        mark(flow, &mut view.stages, slow);
         view
     }
 }
 
-fn stages(status: &Status, flow: &FlowStatus, before: Option<&FlowStatus>) -> Vec<StageView> {
+fn stages(flow: &FlowStatus, before: Option<(&FlowStatus, Duration)>) -> Vec<StageView> {
     let none = BTreeMap::new();
-    let earlier = before.map_or(&none, |before| &before.stages);
-    let stage = |(name, mailbox): (&'static str, Option<&'static str>)| {
+    let earlier = before.map_or(&none, |(before, _)| &before.stages);
+    let mailboxes_before = before.map(|(before, time)| (&before.mailboxes, time));
+    let stage = |(name, actor): (&'static str, Option<&'static str>)| {
         let now = flow.stages.get(name).copied().unwrap_or_default();
         let then = earlier.get(name).copied().unwrap_or_default();
         let passed = now.count.saturating_sub(then.count);
@@ -182,25 +219,55 @@ fn stages(status: &Status, flow: &FlowStatus, before: Option<&FlowStatus>) -> Ve
             true => Some((now.seconds_total - then.seconds_total).max(0.0) / passed as f64),
             false => (now.count > 0).then_some(now.last_seconds),
         };
+        let mut mailbox = actor.and_then(|actor| MailboxView::of(actor, &flow.mailboxes, mailboxes_before));
+        if let Some(consumer) = mailbox.as_mut().filter(|mailbox| mailbox.actor == CONSUMER) {
+            consumer.holds_up = flow.paused_partitions > 0;
+        }
         StageView {
             name,
             seconds,
             fresh,
-            slowest: false,
-            mailbox: mailbox.and_then(|actor| MailboxView::of(status, actor)),
+            mark: Mark::None,
+            mailbox,
         }
     };
     PATH.into_iter().map(stage).collect()
 }
 
-fn mark_slowest(stages: &mut [StageView]) {
-    let fresh = stages
-        .iter_mut()
-        .filter(|stage| stage.fresh && stage.seconds > Some(0.0));
-    if let Some(slowest) =
-        fresh.max_by(|one, other| one.seconds.unwrap_or(0.0).total_cmp(&other.seconds.unwrap_or(0.0)))
-    {
-        slowest.slowest = true;
+/// Chunks get no permits, or readers no bytes, before something that is in flight has ended.
+fn in_flight_is_full(flow: &FlowStatus) -> bool {
+    // A quarter of all permits is kept for dirty keys.
+    let permits = flow.permits > 0 && flow.permits_free <= flow.permits / 4;
+    permits || (flow.in_flight_bytes_limit > 0 && flow.in_flight_bytes >= flow.in_flight_bytes_limit)
+}
+
+/// Marks the stage to look at: the longest behind the last place of the path that takes nothing more, for what is in front of
+/// that waits only because of it; the longest of all where every place takes what comes.
+fn mark(flow: &FlowStatus, stages: &mut [StageView], slow: Duration) {
+    let held_up = stages.iter().filter_map(|stage| stage.mailbox.as_ref());
+    let held_up = held_up.filter(|mailbox| mailbox.holds_up).map(|mailbox| mailbox.actor);
+    let behind = BEHIND
+        .into_iter()
+        .filter(|(actor, _)| held_up.clone().any(|one| one == *actor));
+    let behind = behind
+        .map(|(_, stage)| stage)
+        .chain(in_flight_is_full(flow).then_some("look"));
+    let last = behind
+        .filter_map(|name| PATH.iter().position(|(stage, _)| *stage == name))
+        .max();
+    let seconds = |stage: &StageView| stage.seconds.unwrap_or(0.0);
+    // Dirty keys wait for a server, whatever else is full.
+    let candidates = stages.iter_mut().enumerate().filter(|(at, stage)| {
+        stage.fresh && seconds(stage) > 0.0 && (last.is_none_or(|last| *at >= last) || stage.name == "wait")
+    });
+    let longest = candidates.max_by(|(_, one), (_, other)| seconds(one).total_cmp(&seconds(other)));
+    if let Some((_, longest)) = longest {
+        longest.mark = match seconds(longest) {
+            _ if last.is_some() => Mark::Slow,
+            long if long >= slow.as_secs_f64() => Mark::Slow,
+            long if long >= SHORT.as_secs_f64() => Mark::Longest,
+            _ => Mark::None,
+        };
     }
 }
 
@@ -228,6 +295,10 @@ impl AgentView {
             listening,
             ..
         } = &status.agent;
+        let mailboxes_before = before.map(|(before, time)| (&before.agent.mailboxes, time));
+        let mailboxes = AGENT_MAILBOXES
+            .into_iter()
+            .filter_map(|actor| MailboxView::of(actor, &status.agent.mailboxes, mailboxes_before));
         let rates = items.iter().filter_map(|(name, count)| {
             let (before, time) = before?;
             let earlier = before.agent.items.get(name).copied().unwrap_or(0);
@@ -246,10 +317,7 @@ impl AgentView {
         AgentView {
             listening: *listening,
             items: rates.collect(),
-            mailboxes: AGENT_MAILBOXES
-                .iter()
-                .filter_map(|actor| MailboxView::of(status, actor))
-                .collect(),
+            mailboxes: mailboxes.collect(),
             sessions: sessions.collect(),
             servers: servers.collect(),
         }
