@@ -42,6 +42,9 @@ const LATER: Backoff = match Backoff::new(Duration::from_millis(50), LATER_MAX) 
     Err(_) => panic!("50 ms are above zero and below 5 s"),
 };
 const LATER_MAX: Duration = Duration::from_secs(5);
+/// A server that is waited for again within this time, and has not answered meanwhile, has been away all the time: its keys
+/// were parked, and a parked key comes back within a minute by default.
+const LEFT_COUNTS: Duration = Duration::from_secs(90);
 /// A probe of which nothing was heard for this long is given up and another goes: longer than any round trip.
 const PROBE_LOST: Duration = LATER_MAX;
 
@@ -95,7 +98,7 @@ pub struct WaitingFor<'a> {
     pub server: &'a Arc<str>,
     /// Keys that wait.
     pub keys: usize,
-    /// Since when it has not answered.
+    /// Since when it has not answered, as far as is known: also while its keys were parked in between.
     pub since: Instant,
     /// When the next probe goes; `None` while one is out.
     pub next_probe: Option<Instant>,
@@ -135,6 +138,8 @@ pub struct DirtySet<E> {
     /// By number; few, for a peer has few servers.
     servers: Vec<Option<Waiting>>,
     by_name: HashMap<Arc<str>, u32, RandomState>,
+    /// Servers that nobody waits for any more although they have not answered: since when they did not, and when that was.
+    left: HashMap<Arc<str>, (Instant, Instant), RandomState>,
     /// The keys that are out as probes, and for which server.
     probes: HashMap<(u16, Bytes), u32, RandomState>,
     random: u64,
@@ -152,6 +157,7 @@ impl<E: DirtyEvent> DirtySet<E> {
             source: Line::default(),
             servers: Vec::new(),
             by_name: HashMap::default(),
+            left: HashMap::default(),
             probes: HashMap::default(),
             random: seed,
         }
@@ -199,7 +205,7 @@ impl<E: DirtyEvent> DirtySet<E> {
             self.link(id, place, due);
         }
         if let Some(Place::Server(left)) = before.filter(|left| *left != place) {
-            self.forget_if_idle(left);
+            self.forget_if_idle(left, now);
         }
         superseded
     }
@@ -214,7 +220,7 @@ impl<E: DirtyEvent> DirtySet<E> {
         let probed = self.probes.get(&(event.cache(), event.key().clone())).copied();
         self.probe_returned(event, reason, now);
         if let Some(number) = probed {
-            self.forget_if_idle(number);
+            self.forget_if_idle(number, now);
         }
     }
 
@@ -302,6 +308,7 @@ impl<E: DirtyEvent> DirtySet<E> {
 
     /// A destination server answered: all its keys are ready. Returns how many; 0 for a server nobody waits for.
     pub fn server_answered(&mut self, server: &str) -> usize {
+        self.left.remove(server);
         match self.by_name.get(server) {
             Some(&number) => self.release(number),
             None => 0,
@@ -323,12 +330,12 @@ impl<E: DirtyEvent> DirtySet<E> {
 
     /// Moves at most `max` events for which `wanted` is true into `out`, whatever they wait for; they are not dirty any more.
     /// Looks at every entry: for now and then.
-    pub fn take_where(&mut self, max: usize, wanted: impl FnMut(&E) -> bool, out: &mut Vec<E>) {
+    pub fn take_where(&mut self, now: Instant, max: usize, wanted: impl FnMut(&E) -> bool, out: &mut Vec<E>) {
         for id in self.slab.find(max, wanted) {
             let left = self.slab.get(id).place;
             out.push(self.remove(id));
             if let Some(Place::Server(number)) = left {
-                self.forget_if_idle(number);
+                self.forget_if_idle(number, now);
             }
         }
     }
@@ -451,10 +458,11 @@ impl<E: DirtyEvent> DirtySet<E> {
             self.servers.push(None);
         }
         self.by_name.insert(server.clone(), number as u32);
+        let left = self.left.remove(&server).filter(|(_, left)| now - *left < LEFT_COUNTS);
         self.servers[number] = Some(Waiting {
             server,
             line: Line::default(),
-            since: now,
+            since: left.map_or(now, |(since, _)| since),
             backoff,
             due,
             probe: None,
@@ -485,7 +493,7 @@ impl<E: DirtyEvent> DirtySet<E> {
                 && let Some(lost) = waiting.probe.take()
             {
                 self.probes.remove(&lost);
-                self.forget_if_idle(number as u32);
+                self.forget_if_idle(number as u32, now);
             }
         }
     }
@@ -509,7 +517,7 @@ impl<E: DirtyEvent> DirtySet<E> {
             waiting.due = now + waiting.backoff.next(random);
         } else {
             waiting.due = now;
-            self.forget_if_idle(number);
+            self.forget_if_idle(number, now);
         }
     }
 
@@ -520,12 +528,15 @@ impl<E: DirtyEvent> DirtySet<E> {
         self.make_ready(&mut waiting.line)
     }
 
-    fn forget_if_idle(&mut self, number: u32) {
+    /// Nobody waits for the server any more, which has not answered: its keys were parked, or wait for something else.
+    fn forget_if_idle(&mut self, number: u32, now: Instant) {
         if let Some(Some(waiting)) = self.servers.get(number as usize)
             && waiting.line.is_empty()
             && waiting.probe.is_none()
+            && let Some(waiting) = self.forget(number)
         {
-            self.forget(number);
+            self.left.retain(|_, (_, left)| now - *left < LEFT_COUNTS);
+            self.left.insert(waiting.server, (waiting.since, now));
         }
     }
 

@@ -708,6 +708,22 @@ impl FlowConsumer {
         self.topics.iter().all(|topic| matches!(known(topic), Ok(true)))
     }
 
+    /// Which of its topics the broker says there are none of, when asked for each; it has `limit` for each answer. Blocks.
+    pub fn unknown_topics(&self, limit: Duration) -> Vec<String> {
+        let mut unknown = Vec::new();
+        for topic in &self.topics {
+            // Who does not answer the first question is not asked the others.
+            let Ok(metadata) = self.consumer.fetch_metadata(Some(topic), limit) else {
+                break;
+            };
+            let mut errors = metadata.topics().iter().filter_map(|topic| topic.error());
+            if errors.any(|error| RDKafkaErrorCode::from(error) == RDKafkaErrorCode::UnknownTopicOrPartition) {
+                unknown.push(topic.clone());
+            }
+        }
+        unknown
+    }
+
     /// Whether this client hears from no broker within `limit`, although one of those to begin with accepts a connection. A
     /// topic that is missing is no such case: that is what a broker says. Blocks.
     pub fn has_lost_brokers(&self, limit: Duration) -> bool {

@@ -337,6 +337,15 @@ impl Drop for PartitionQueue {
     }
 }
 
+/// What librdkafka does not say: which topics are not there. None when they are there by now.
+fn not_there(topics: &[String]) -> Option<String> {
+    match topics {
+        [] => None,
+        [topic] => Some(format!("topic {topic} is not there, create it")),
+        topics => Some(format!("topics {} are not there, create them", topics.join(", "))),
+    }
+}
+
 /// What the poll thread is asked to do between two polls.
 pub enum PollCommand {
     /// Write this watermark, of this assignment of the partition.
@@ -869,7 +878,11 @@ impl<'a> PollLoop<'a> {
                         // Once in a while: librdkafka repeats itself while a broker is away.
                         let said = self.trouble.as_ref().map(|trouble| trouble.said);
                         if said.is_none_or(|at| at.elapsed() > TROUBLE_AGAIN) {
-                            self.say_trouble(error.to_string());
+                            let what = match &error {
+                                KafkaError::UnknownTopic(_) => not_there(&self.consumer.unknown_topics(ASK_WITHIN)),
+                                _ => None,
+                            };
+                            self.say_trouble(what.unwrap_or_else(|| error.to_string()));
                         }
                         break;
                     }
@@ -999,7 +1012,7 @@ impl<'a> PollLoop<'a> {
     }
 
     fn say_trouble(&mut self, error: String) {
-        tracing::warn!(error, "kafka does not answer, polling on");
+        tracing::warn!(error, "kafka cannot be read, polling on");
         self.rebalances.settings.trouble(Some(error));
         let said = Instant::now();
         let since = self.trouble.as_ref().map_or(said, |trouble| trouble.since);

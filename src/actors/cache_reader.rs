@@ -265,7 +265,8 @@ impl Handler<ParkPartition> for CacheReader {
         self.leaving.insert(consumer);
         if self.peer_takes() && self.refused_until.is_none() {
             let its = |event: &HeldEvent| event.ticket.consumer == consumer;
-            self.dirty.take_where(usize::MAX, its, &mut self.to_park);
+            self.dirty
+                .take_where(Instant::now(), usize::MAX, its, &mut self.to_park);
         }
         self.advance(ctx);
     }
@@ -382,7 +383,7 @@ impl CacheReader {
             self.leaving.retain(|consumer| live.contains(consumer));
             // An event of an assignment that is over was given back: whoever has the partition now reads it again.
             let over = |event: &HeldEvent| !live.contains(&event.ticket.consumer);
-            self.dirty.take_where(usize::MAX, over, &mut Vec::new());
+            self.dirty.take_where(now, usize::MAX, over, &mut Vec::new());
         }
         let Some(since) = self.session.1.filter(|_| self.can_park() && !self.dirty.is_empty()) else {
             return;
@@ -395,7 +396,7 @@ impl CacheReader {
             waited >= budget || leaving.contains(&event.ticket.consumer)
         };
         let room = MAX_PARKING - self.parking - self.to_park.len();
-        self.dirty.take_where(room, overdue, &mut self.to_park);
+        self.dirty.take_where(now, room, overdue, &mut self.to_park);
         self.advance(ctx);
     }
 

@@ -194,6 +194,29 @@ fn a_server_that_answered_releases_all_its_keys_and_only_its() {
 }
 
 #[test]
+fn a_server_whose_keys_were_all_parked_has_been_away_ever_since_it_stopped_to_answer() {
+    let (mut set, began) = set_of([(event("a", 0), later("m1"))]);
+    let since = |set: &DirtySet<Event>| set.waiting_for().next().map(|waiting| waiting.since);
+    let mut now = began;
+    for _ in 0..3 {
+        now += Duration::from_secs(30);
+        let mut parked = Vec::new();
+        set.take_where(now, 9, |_| true, &mut parked);
+        assert_eq!(since(&set), None, "nobody waits");
+        now += Duration::from_secs(60);
+        set.insert(parked.remove(0), later("m1"), now);
+        assert_eq!(since(&set), Some(began));
+    }
+    set.server_answered("m1");
+    set.insert(event("b", 1), later("m1"), now);
+    assert_eq!(since(&set), Some(now), "it had answered");
+    set.take_where(now, 9, |_| true, &mut Vec::new());
+    now += LEFT_COUNTS;
+    set.insert(event("c", 2), later("m1"), now);
+    assert_eq!(since(&set), Some(now), "nothing was heard of it for too long");
+}
+
+#[test]
 fn a_probe_that_never_comes_back_does_not_wedge_its_server() {
     let (mut set, now) = set_of([(event("a", 0), later("m1")), (event("b", 1), later("m1"))]);
     assert_eq!(offsets(&take(&mut set, now + 50 * MS, 9)), [0]);
@@ -257,6 +280,7 @@ fn step() -> impl Strategy<Value = Step> {
         25 => (0usize..6).prop_map(Step::Take),
         25 => (0u64..200).prop_map(Step::Wait),
         2 => (4000u64..9000).prop_map(Step::Wait),
+        1 => Just(Step::Wait(100_000)),
         2 => Just(Step::SourceBack),
         3 => (0u8..4).prop_map(Step::ServerAnswered),
         5 => (0u8..12).prop_map(Step::KeyAnswered),
@@ -294,6 +318,8 @@ struct NaiveServer {
 struct Naive {
     keys: Vec<(Event, Waits)>,
     servers: BTreeMap<Arc<str>, NaiveServer>,
+    /// Since when those did not answer that are remembered no more, and when that was.
+    left: BTreeMap<Arc<str>, (Instant, Instant)>,
     /// Only for its numbers.
     random: DirtySet<Event>,
 }
@@ -349,7 +375,10 @@ impl Naive {
                     self.servers.insert(
                         server.clone(),
                         NaiveServer {
-                            since: now,
+                            since: match self.left.get(&server) {
+                                Some((since, left)) if now - *left < LEFT_COUNTS => *since,
+                                _ => now,
+                            },
                             due,
                             backoff,
                             probe: None,
@@ -362,15 +391,19 @@ impl Naive {
         let stays = !is_new && waits == waited;
         self.keys
             .insert(if stays { at } else { self.keys.len() }, (event, waits));
-        self.tidy();
+        self.tidy(now);
         older
     }
 
     /// A server is remembered while a key waits for it or probes it.
-    fn tidy(&mut self) {
-        let keys = &self.keys;
+    fn tidy(&mut self, now: Instant) {
+        let (keys, left) = (&self.keys, &mut self.left);
         self.servers.retain(|name, server| {
-            server.probe.is_some() || keys.iter().any(|(_, waits)| *waits == Waits::For(name.clone()))
+            let stays = server.probe.is_some() || keys.iter().any(|(_, waits)| *waits == Waits::For(name.clone()));
+            if !stays {
+                left.insert(name.clone(), (server.since, now));
+            }
+            stays
         });
     }
 
@@ -384,6 +417,7 @@ impl Naive {
     }
 
     fn answered(&mut self, server: &str) -> usize {
+        self.left.remove(server);
         self.servers
             .remove(server)
             .map_or(0, |_| self.release(Waits::For(server.into())))
@@ -394,7 +428,7 @@ impl Naive {
         for server in self.servers.values_mut().filter(|server| server.due <= now) {
             server.probe = None;
         }
-        self.tidy();
+        self.tidy(now);
         let pick = |of: &dyn Fn(&Waits) -> bool| {
             self.keys
                 .iter()
@@ -432,7 +466,7 @@ proptest! {
     #[test]
     fn it_does_what_a_plain_list_would(steps in prop::collection::vec(step(), 1..200), seed in any::<u64>()) {
         let mut set = DirtySet::new(seed);
-        let mut naive = Naive { keys: Vec::new(), servers: BTreeMap::new(), random: DirtySet::new(seed) };
+        let mut naive = Naive { keys: Vec::new(), servers: BTreeMap::new(), left: BTreeMap::new(), random: DirtySet::new(seed) };
         let (mut now, mut offset, mut taken) = (Instant::now(), 100, Vec::new());
         for step in steps {
             offset += 1;
@@ -479,7 +513,7 @@ proptest! {
                 Step::Park(part, max) => {
                     let parked = |event: &Event| event.offset.is_multiple_of(part);
                     let mut out = Vec::new();
-                    set.take_where(max, parked, &mut out);
+                    set.take_where(now, max, parked, &mut out);
                     let wanted = naive.keys.iter().filter(|(event, _)| parked(event)).count();
                     prop_assert_eq!(out.len(), wanted.min(max));
                     for event in out {
@@ -487,7 +521,7 @@ proptest! {
                         let at = naive.position(&event.key).unwrap();
                         prop_assert_eq!(naive.keys.remove(at).0, event);
                     }
-                    naive.tidy();
+                    naive.tidy(now);
                 }
                 Step::Drain => {
                     let (mut all, mut want) = (set.drain_all(), naive.keys.drain(..).map(|(event, _)| event).collect::<Vec<_>>());
@@ -495,6 +529,7 @@ proptest! {
                     want.sort_by_key(|event| event.key.clone());
                     prop_assert_eq!(all, want);
                     naive.servers.clear();
+                    naive.left.clear();
                     naive.random = DirtySet::new(naive.random.next_random());
                 }
             }

@@ -214,6 +214,22 @@ fn a_broken_system_says_what_is_wrong_and_since_when() {
 }
 
 #[test]
+fn a_topic_that_is_not_there_is_named_and_who_has_to_make_it() {
+    let _gate = shared();
+    let pair = TwoRegionsSpec::new().one_way().build();
+    let topic = pair.us.cache("sessions").topic.clone();
+    pair.us.kafka().delete_topic(&topic);
+    pair.eu.start();
+    pair.us.start();
+    let wanted = format!("! Kafka cannot be read for eu-west-1: topic {topic} is not there, create it, for ");
+    wait_until("the topic is named", LIMIT, || {
+        status_of(&pair.us).lines().any(|line| line.starts_with(&wanted))
+    });
+    pair.us.kafka().create_topic(&topic, 1, &[]);
+    wait_until("all is well", LIMIT, || status_of(&pair.us).contains(": all is well\n"));
+}
+
+#[test]
 fn a_process_whose_root_hangs_is_not_alive_and_says_why() {
     let _gate = shared();
     let pair = TwoRegionsSpec::new()
