@@ -934,11 +934,14 @@ impl FlowShared {
     /// Begins the trace of an event that is not traced and should have been, if there is room for one more such trace in this
     /// second. Its key may have waited, but where it was meanwhile is not known.
     pub fn keep_trace<'a>(&self, event: &'a mut HeldEvent, why: KeptFor, now_ms: i64) -> Option<&'a mut EventTrace> {
-        if event.trace.is_some() || !self.traces().keeps_one_more(why, now_ms) {
+        let writers = event.writers_trace();
+        // One that could not be decoded has no trace yet, whatever its writer has decided.
+        let sampled = self.traces().enabled() && writers.is_some_and(|context| context.sampled());
+        if event.trace.is_some() || !(sampled || self.traces().keeps_one_more(why, now_ms)) {
             return None;
         }
-        let mut trace = EventTrace::begin(event.writers_trace(), event.taken);
-        trace.kept_for = Some(why);
+        let mut trace = EventTrace::begin(writers, event.taken);
+        trace.kept_for = (!sampled).then_some(why);
         if let Some(since) = event.dirty_since {
             trace.enter(PathStage::Wait, since);
         }

@@ -5,6 +5,7 @@
 //! telemetry runtime, never on an arbiter, so that it answers while an actor is stuck.
 
 mod log_level;
+mod server;
 mod status;
 mod tap;
 mod troubles;
@@ -100,7 +101,7 @@ pub async fn serve(
             get(log_level::show).put(log_level::change).post(log_level::change),
         )
         .with_state(shared);
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+    server::serve(listener, router, server::Patience::default(), shutdown).await
 }
 
 #[derive(Clone)]

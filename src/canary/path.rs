@@ -208,6 +208,8 @@ impl Path {
         }
         self.arrived += 1;
         self.heard = Some(now);
+        // What was lost before it says nothing about what comes next.
+        self.last_lost = None;
         if self
             .newest
             .is_none_or(|newest| newest.produced_at_ms <= ended.produced_at_ms)

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod names;
 mod rate_limit;
 mod sampler;
+mod stderr;
 pub mod tap;
 mod traces;
 mod write_trace;
@@ -46,6 +47,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, reload};
 
 use metric_export::SteadyExporter;
+use stderr::STDERR;
 
 use crate::admin::{self, AdminError, Offers, StatusSource};
 use crate::config::{Config, LogFormat};
@@ -120,7 +122,7 @@ fn subscriber(
     filter: reload::Layer<EnvFilter, tracing_subscriber::Registry>,
     tracer: Option<SdkTracer>,
 ) -> impl Subscriber + Send + Sync + 'static {
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(&STDERR);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
