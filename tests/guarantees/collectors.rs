@@ -36,7 +36,7 @@ fn one_behind_tls_gets_everything_and_one_for_traces_alone_is_not_bothered_with_
     wait_until("the relay is ready", LIMIT, || {
         matches!(pair.us.get("/readyz"), Ok((200, _)))
     });
-    pair.us.writer("sessions").set(b"key", b"value");
+    pair.us.writer("sessions").set_all([("key", "value")]);
     settle(&pair.both());
     for (sink, what) in [(&behind_tls, "behind tls"), (&for_traces, "for traces")] {
         wait_until(what, LIMIT, || !sink.spans().is_empty());
@@ -94,7 +94,7 @@ fn one_that_hangs_does_not_hold_up_the_end() {
     let sink = OtlpSink::start();
     sink.slow(Duration::from_secs(600));
     let pair = TwoRegionsSpec::new().one_way().telemetry(&sink.endpoint(), 1.0).start();
-    pair.us.writer("sessions").set(b"key", b"value");
+    pair.us.writer("sessions").set_all([("key", "value")]);
     settle(&pair.both());
     wait_until("the first export hangs", LIMIT, || sink.requests() > 0);
     for region in pair.both() {

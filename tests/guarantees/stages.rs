@@ -78,12 +78,13 @@ fn a_stage_that_is_made_slow_is_the_one_that_grows_and_all_of_them_add_up_to_the
     for proxy in [source, pair.us_to_eu(), destination] {
         proxy.latency(SLOW);
     }
-    writer.set(b"alone", b"value");
-    writer.flush();
-    settle(&pair.both());
-    let (lag, stages) = last(&pair.us);
-    assert!(lag > 3.0 * SLOW.as_secs_f64(), "{lag}");
-    assert_eq!(stages["wait"], 0.0, "{stages:?}");
+    // On a busy machine one may be looked at again: that one has waited.
+    wait_until("one passes without a second look", LIMIT, || {
+        writer.set_all([("alone", "value")]);
+        settle(&pair.both());
+        let (lag, stages) = last(&pair.us);
+        stages["wait"] == 0.0 && lag > 3.0 * SLOW.as_secs_f64()
+    });
 }
 
 /// The lag of the last event that was acked, and its stages, which add up to it.
