@@ -220,19 +220,12 @@ static CONSUMER_ERRORS: RateLimit = RateLimit::new();
 static CLIENT_ERRORS: RateLimit = RateLimit::new();
 
 fn log_librdkafka(level: RDKafkaLogLevel, fac: &str, message: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-            if let Some(unsaid) = CLIENT_ERRORS.due(fac) {
-                tracing::warn!(facility = fac, message, unsaid, "librdkafka");
-            }
-        }
-        // An offset that retention has removed, or a topic that was made anew.
-        _ if fac == "OFFSET" => {
-            if let Some(unsaid) = CLIENT_ERRORS.due(fac) {
-                tracing::warn!(facility = fac, message, unsaid, "librdkafka");
-            }
-        }
-        _ => tracing::debug!(facility = fac, message, "librdkafka"),
+    use RDKafkaLogLevel::{Alert, Critical, Emerg, Error};
+    // OFFSET: an offset that retention has removed, or a topic that was made anew.
+    if !matches!(level, Emerg | Alert | Critical | Error) && fac != "OFFSET" {
+        tracing::debug!(facility = fac, message, "librdkafka");
+    } else if let Some(unsaid) = CLIENT_ERRORS.due(fac) {
+        tracing::warn!(facility = fac, message, unsaid, "librdkafka");
     }
 }
 

@@ -67,16 +67,8 @@ pub struct Offers {
     pub taps: Arc<Taps>,
 }
 
-/// Serves until `shutdown` is done and the requests at hand are answered.
-///
-/// # Errors
-///
-/// What accepting connections may fail with.
-pub async fn serve(
-    listener: TcpListener,
-    offers: Offers,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+/// Serves until `shutdown` is done and the requests at hand are answered, or a second is over.
+pub async fn serve(listener: TcpListener, offers: Offers, shutdown: impl Future<Output = ()> + Send + 'static) {
     let Offers { source, registry, taps } = offers;
     let (end, ending) = watch::channel(());
     let shared = Shared {
@@ -101,7 +93,7 @@ pub async fn serve(
             get(log_level::show).put(log_level::change).post(log_level::change),
         )
         .with_state(shared);
-    server::serve(listener, router, server::Patience::default(), shutdown).await
+    server::serve(listener, router, server::Patience::default(), shutdown).await;
 }
 
 #[derive(Clone)]

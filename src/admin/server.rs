@@ -44,7 +44,7 @@ pub(super) async fn serve(
     router: Router,
     patience: Patience,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(patience.head);
     let room = Arc::new(Semaphore::new(patience.connections));
@@ -79,7 +79,6 @@ pub(super) async fn serve(
     drop(listener);
     // What takes longer is cut off.
     let _ = tokio::time::timeout(patience.end, ending.shutdown()).await;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -131,6 +130,6 @@ mod tests {
             .unwrap();
         let _half = half().await;
         end.send(()).unwrap();
-        timeout(LIMIT, served).await.unwrap().unwrap().unwrap();
+        timeout(LIMIT, served).await.unwrap().unwrap();
     }
 }

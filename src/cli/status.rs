@@ -404,11 +404,11 @@ pub(super) fn seconds(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use super::*;
     use crate::admin::{MassMisses, Outcomes, RetentionGap, ServerStatus, SessionStatus, WaitingFor};
+    use crate::cli::tests::answering;
     use crate::outcome::Outcome;
 
     fn status() -> Status {
@@ -511,29 +511,6 @@ mod tests {
         }
     }
 
-    /// Answers one request with `body`, whatever it is; gives the address.
-    fn answering(head: &'static str, body: String) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                request.extend(byte);
-            }
-            assert!(request.starts_with(b"GET /status HTTP/1.1\r\n"));
-            write!(
-                stream,
-                "{head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                body.len()
-            )
-            .unwrap();
-        });
-        address
-    }
-
     #[test]
     fn a_status_shows_what_is_not_zero_and_who_waits_for_whom() {
         assert_eq!(
@@ -593,14 +570,14 @@ agent: listening
     #[test]
     fn a_status_is_read_back_as_it_was_answered() {
         let json = serde_json::to_string(&status()).unwrap();
-        let address = answering("HTTP/1.1 200 OK", json.clone());
+        let address = answering(vec![("HTTP/1.1 200 OK", json.clone())]);
         assert_eq!(fetch(&address).unwrap(), (json, status()));
     }
 
     #[test]
     fn fields_of_a_later_version_do_not_hide_the_rest() {
         let later = r#"{"region":"us-east-1","moods":[1],"flows":[{"peer":"p","outcomes":{"applied":3,"bored":9}}]}"#;
-        let (_, status) = fetch(&answering("HTTP/1.1 200 OK", later.to_owned())).unwrap();
+        let (_, status) = fetch(&answering(vec![("HTTP/1.1 200 OK", later.to_owned())])).unwrap();
         assert_eq!(status.flows[0].outcomes[Outcome::Applied], 3);
     }
 
@@ -612,7 +589,7 @@ agent: listening
             ("HTTP/1.1 404 Not Found", "{\"region\":\"us-east-1\"}"),
             ("SSH-2.0-OpenSSH_9.2", ""),
         ] {
-            let error = fetch(&answering(head, body.to_owned())).unwrap_err();
+            let error = fetch(&answering(vec![(head, body.to_owned())])).unwrap_err();
             assert!(matches!(error, StatusError::NotEvrepl { .. }), "{head} {body}: {error}");
         }
     }

@@ -241,13 +241,13 @@ fn a_cache_or_a_peer_that_there_is_none_of_is_a_usage_error_that_names_those_the
     }
 }
 
-/// Answers each request, whatever it is, with the next of these statuses.
-fn serving(statuses: Vec<crate::admin::Status>) -> String {
+/// Answers one request for `/status` with each of these: a head without its length, and a body. Gives the address.
+pub(super) fn answering(answers: Vec<(&'static str, String)>) -> String {
     use std::io::Read as _;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
-        for status in statuses {
+        for (head, body) in answers {
             let (mut stream, _) = listener.accept().unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
@@ -255,9 +255,13 @@ fn serving(statuses: Vec<crate::admin::Status>) -> String {
                 stream.read_exact(&mut byte).unwrap();
                 request.extend(byte);
             }
-            let body = serde_json::to_string(&status).unwrap();
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close", body.len());
-            write!(stream, "{head}\r\n\r\n{body}").unwrap();
+            assert!(request.starts_with(b"GET /status HTTP/1.1\r\n"));
+            let length = body.len();
+            write!(
+                stream,
+                "{head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            )
+            .unwrap();
         }
     });
     address
@@ -274,7 +278,11 @@ fn a_status_over_some_time_is_two_looks_and_shows_the_rate_between_them() {
         }],
         ..crate::admin::Status::default()
     };
-    let admin = serving(vec![status(1_000), status(1_025)]);
+    let answers = [status(1_000), status(1_025)].map(|status| {
+        let body = serde_json::to_string(&status).unwrap();
+        ("HTTP/1.1 200 OK", body)
+    });
+    let admin = answering(answers.into());
     let done = ConfigFile::with_admin("over", &admin)
         .execute("status", "--over 50ms")
         .unwrap();

@@ -355,9 +355,7 @@ impl TelemetryHandle {
                 // Nothing is ever sent: it ends when the sender goes.
                 let _ = stopped.changed().await;
             };
-            if let Err(error) = admin::serve(listener, offers, stop).await {
-                tracing::error!(%error, "the admin interface ended");
-            }
+            admin::serve(listener, offers, stop).await;
             drop(ended);
         });
         Ok(address)
