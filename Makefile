@@ -5,6 +5,7 @@
 #   make browser         Chromium looks at the demo's Jaeger page; picture in target/browser
 #   make faults          every fault in the middle of load, and what was lost by it (ARGS='--only kill_agent --seed 7')
 #   make load            a load run, release build                                 (ARGS='...' name the scenario)
+#   make profile         instructions for each event and stage, counted by valgrind (ARGS='--flame': flame graphs instead)
 #   make lint            format and lints, as CI checks them
 #   make setup           only install what is missing
 #   make kafka           only Apache Kafka for the tests, into target/kafka
@@ -15,7 +16,7 @@ ARGS ?=
 # rustup's cargo, also where the shell that started make never read its profile.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup kafka python test demo browser faults load lint
+.PHONY: help setup kafka python test demo browser faults load profile lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +55,13 @@ faults: kafka
 load: kafka
 	cargo build --release -p evrepl -p evrepl-load --bins
 	@target/release/evrepl-load $(ARGS)
+
+# A release build whose stacks a sampling profiler can follow; what it counts is the same whatever else the machine does.
+profile: kafka
+	@scripts/setup.sh profile $(ARGS)
+	RUSTFLAGS="-C force-frame-pointers=yes -C symbol-mangling-version=v0" CFLAGS=-fno-omit-frame-pointer \
+		cargo build --profile profiling -p evrepl -p evrepl-load --bin evrepl --bin evrepl-profile
+	@target/profiling/evrepl-profile $(ARGS)
 
 lint:
 	cargo fmt --all --check

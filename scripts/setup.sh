@@ -2,6 +2,7 @@
 # Installs from Debian what is missing on this machine, and runs apt-get only when something is.
 #   scripts/setup.sh demo      what building evrepl and running the demo need
 #   scripts/setup.sh browser   that, and Chromium, to look at the demo's Jaeger page
+#   scripts/setup.sh profile   that of the demo, and valgrind, to count instructions; with --flame: perf, to take samples
 #   scripts/setup.sh           what the demo and the tests need: Java and Maven for a real Apache Kafka, Python for other clients
 # Written for Debian 12; on other systems install what it names by hand, and it has nothing left to do.
 set -euo pipefail
@@ -53,6 +54,10 @@ if [ "$what" = browser ]; then
     need chromium command -v chromium
     # Without any font its pictures have boxes for letters.
     need fonts-dejavu-core ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
+fi
+if [ "$what" = profile ]; then
+    need valgrind command -v valgrind
+    case " $* " in *" --flame "*) need linux-perf command -v perf ;; esac
 fi
 if [ "$what" = all ]; then
     need openjdk-17-jre-headless java_17

@@ -5,6 +5,7 @@
 //! process. Both start their regions through `evrepl-lab`, whose way of reporting is to panic; the binaries turn that
 //! into one plain line ([`plain_panics`]).
 
+pub mod budget;
 pub mod fault_table;
 pub mod latency;
 #[cfg(feature = "demo")]

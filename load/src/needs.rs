@@ -26,6 +26,17 @@ pub fn kafka() -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a program of a Debian package is there.
+///
+/// # Errors
+/// What is missing and how to get it.
+pub fn program(name: &str, package: &str) -> Result<(), String> {
+    match on_path(name) {
+        true => Ok(()),
+        false => Err(format!("{name} is not installed: run `apt-get install {package}`")),
+    }
+}
+
 fn evrepl_binary() -> Result<(), String> {
     let named = std::env::var_os("EVREPL_BIN").map(PathBuf::from);
     let exe = std::env::current_exe().unwrap_or_default();

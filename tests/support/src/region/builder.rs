@@ -64,6 +64,7 @@ pub struct RegionBuilder {
     certs: Option<Arc<Certs>>,
     settings: Settings,
     environment: Vec<(String, String)>,
+    under: Vec<String>,
 }
 
 impl RegionBuilder {
@@ -82,6 +83,7 @@ impl RegionBuilder {
             certs: None,
             settings: Settings::default(),
             environment: Vec::new(),
+            under: Vec::new(),
         }
     }
 
@@ -162,6 +164,12 @@ impl RegionBuilder {
         self
     }
 
+    /// Runs evrepl under another program, such as valgrind: these words stand in front of its command line.
+    pub fn under(mut self, words: &[String]) -> RegionBuilder {
+        self.under = words.to_vec();
+        self
+    }
+
     /// Starts its memcacheds, creates its topics and writes its configuration, but doesn't start evrepl.
     ///
     /// # Panics
@@ -201,6 +209,7 @@ impl RegionBuilder {
             peers: self.peers,
             settings,
             environment: self.environment,
+            under: self.under,
         };
         let certs = self.certs.unwrap_or_else(|| Arc::new(Certs::issue(&[&name])));
         Region::new(

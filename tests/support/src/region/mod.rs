@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) peers: Vec<PeerSpec>,
     pub(crate) settings: Settings,
     pub(crate) environment: Vec<(String, String)>,
+    /// Program and arguments in front of evrepl's own command line; mostly none.
+    pub(crate) under: Vec<String>,
 }
 
 /// One evrepl process and what it serves. Dropping it ends everything it started.
@@ -240,8 +242,11 @@ impl Region {
             "{} runs already",
             self.name
         );
-        let mut command = Command::new(evrepl());
+        let words = self.plan().under.clone().into_iter().map(Into::into);
+        let mut words = words.chain([evrepl().into_os_string()]);
+        let mut command = Command::new(words.next().expect("evrepl itself at least"));
         command
+            .args(words)
             .arg("run")
             .arg("--config")
             .arg(self.config_path())
