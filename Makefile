@@ -4,7 +4,7 @@
 #   make test            every test, against a real Apache Kafka and memcached     (ARGS='...' are cargo test's)
 #   make browser         Chromium looks at the demo's Jaeger page; picture in target/browser
 #   make faults          every fault in the middle of load, and what was lost by it (ARGS='--only kill_agent --seed 7')
-#   make load            a load run, release build                                 (ARGS='...' name the scenario)
+#   make load            every load scenario once, release build                   (ARGS='--goals', '--scenario NAME', '--help')
 #   make profile         instructions for each event and stage, counted by valgrind (ARGS='--flame': flame graphs instead)
 #   make lint            format and lints, as CI checks them
 #   make setup           only install what is missing
@@ -52,6 +52,7 @@ faults: kafka
 	cargo build -p evrepl -p evrepl-load --bins
 	@target/debug/evrepl-faults $(ARGS)
 
+# The rows of the goals: ARGS=--goals; the curves: ARGS=--growth; ten minutes: ARGS=--long. load/README.md says the rest.
 load: kafka
 	cargo build --release -p evrepl -p evrepl-load --bins
 	@target/release/evrepl-load $(ARGS)

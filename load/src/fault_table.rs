@@ -6,7 +6,7 @@ use std::time::Duration;
 use evrepl_lab::faults::{Others, Row};
 use time::OffsetDateTime;
 
-use crate::runs::report::grouped;
+use crate::runs::table::grouped;
 
 /// Others shall keep at least this share of the throughput of a run without the fault, and at most this many times its p99.
 const THROUGHPUT_KEPT: f64 = 0.8;

@@ -1,17 +1,23 @@
 //! `evrepl-load`: how much evrepl carries, how fast, and at what cost, against a real Apache Kafka and real memcached.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use evrepl_lab::Broker;
 use evrepl_lab::otlp::OtlpSink;
-use evrepl_load::runs::plot::{Labelled, svg};
-use evrepl_load::runs::report::{Report, load_average, table};
-use evrepl_load::runs::scenario::{Kind, Scenario};
-use evrepl_load::runs::trial;
+use evrepl_load::runs::arguments::{Arguments, Planned, results};
+use evrepl_load::runs::compare::compare;
+use evrepl_load::runs::generate::child::SUBCOMMAND;
+use evrepl_load::runs::generate::serve::serve;
+use evrepl_load::runs::report::{Report, load_average};
+use evrepl_load::runs::scenario::Scenario;
+use evrepl_load::runs::trial::Bench;
+use evrepl_load::runs::world::Exports;
+use evrepl_load::runs::{table, tools};
 use evrepl_load::stop::Stop;
 use evrepl_load::{needs, plain_panics};
+use serde_json::Value;
 
 /// A load average above this says that somebody else is using the machine.
 const QUIET: f64 = 0.5;
@@ -19,93 +25,20 @@ const QUIET: f64 = 0.5;
 /// The broker may have enough memory and its second compiler: it is not what is measured.
 const JVM: [&str; 2] = ["-Xms1g", "-Xmx1g"];
 
-/// Runs load scenarios through two evrepl processes, a real Apache Kafka and two memcacheds on this machine; prints a table
-/// and keeps everything measured as JSON. Exits 0 only if nothing was lost.
-#[derive(Debug, Parser)]
-#[command(name = "evrepl-load", version)]
-struct Arguments {
-    /// A scenario of load/scenarios, by its file name without .toml; may be repeated. Default: all of them.
-    #[arg(long = "scenario", value_name = "NAME")]
-    scenarios: Vec<String>,
-    /// How often each scenario is run; the table shows medians.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    runs: u32,
-    /// How long the scenarios with a fixed rate write, instead of until they have written their events.
-    #[arg(long, value_name = "S", conflicts_with = "events")]
-    seconds: Option<u64>,
-    /// Writes a second, in the scenarios with a fixed rate.
-    #[arg(long, value_name = "R")]
-    rate: Option<u64>,
-    /// How many events, instead of the scenario's own number.
-    #[arg(long, value_name = "N")]
-    events: Option<u64>,
-    /// Bytes of each value, instead of the scenario's own number.
-    #[arg(long, value_name = "N")]
-    value_bytes: Option<usize>,
-    /// A setting of both evrepl processes, with a TOML literal: `flow.lanes=2`, `batch.linger="5ms"`; may be repeated.
-    #[arg(long = "set", value_name = "PATH=LITERAL")]
-    settings: Vec<String>,
-    /// Both evrepl processes export traces of this part of the events, and metrics, to a collector inside this program, which
-    /// takes everything and keeps it. Without it nothing is exported.
-    #[arg(long, value_name = "RATIO")]
-    traces: Option<f64>,
-    /// Where the results go [default: load/results]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Runs nothing: draws earlier results, given by --of, side by side into this SVG, and prints their table.
-    #[arg(long, value_name = "FILE", requires = "of")]
-    plot: Option<PathBuf>,
-    /// A result to be drawn, and what to call it; those of the same label stand together. May be repeated.
-    #[arg(long, value_name = "LABEL=FILE", requires = "plot")]
-    of: Vec<String>,
-    /// What stands above the plot.
-    #[arg(long, value_name = "TEXT", default_value = "", requires = "plot")]
-    title: String,
-    /// Lists the scenarios and ends.
-    #[arg(long)]
-    list: bool,
-}
-
-impl Arguments {
-    fn scenarios(&self) -> Result<Vec<Scenario>, String> {
-        let names = match self.scenarios.is_empty() {
-            true => Scenario::names()?,
-            false => self.scenarios.clone(),
-        };
-        names.iter().map(|name| self.changed(Scenario::named(name)?)).collect()
-    }
-
-    fn changed(&self, mut scenario: Scenario) -> Result<Scenario, String> {
-        if scenario.kind == Kind::Fixed {
-            scenario.rate = self.rate.unwrap_or(scenario.rate);
-            if let Some(seconds) = self.seconds {
-                scenario.events = seconds.saturating_mul(scenario.rate);
-            }
-        }
-        scenario.events = self.events.unwrap_or(scenario.events);
-        scenario.value_bytes = self.value_bytes.unwrap_or(scenario.value_bytes);
-        for setting in &self.settings {
-            let (path, literal) = setting
-                .split_once('=')
-                .ok_or_else(|| format!("--set {setting}: expected PATH=LITERAL"))?;
-            let (table, key) = path
-                .rsplit_once('.')
-                .ok_or_else(|| format!("--set {setting}: expected TABLE.KEY=LITERAL"))?;
-            scenario.settings += &format!("\n[{table}]\n{key} = {literal}\n");
-        }
-        scenario
-            .check()
-            .map_err(|error| format!("{}: {error}", scenario.name))?;
-        Ok(scenario)
-    }
-}
-
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
     plain_panics("evrepl-load");
+    // Not for people: this program's own child.
+    if std::env::args().nth(1).as_deref() == Some(SUBCOMMAND) {
+        return ended(serve(std::io::stdin().lock(), std::io::stdout()).map(|()| true));
+    }
+    let arguments = Arguments::parse();
     let ran = run(&arguments);
     evrepl_load::remove_leftovers();
-    match ran {
+    ended(ran)
+}
+
+fn ended(right: Result<bool, String>) -> ExitCode {
+    match right {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -115,20 +48,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether nothing was lost.
+/// Whether nothing was lost or wrong.
 fn run(arguments: &Arguments) -> Result<bool, String> {
-    let scenarios = arguments.scenarios()?;
-    if arguments.list {
-        for scenario in scenarios {
-            println!("{}", scenario.name);
-        }
+    if let Some(tool) = &arguments.tool {
+        print!("{}", tools::run(tool)?);
         return Ok(true);
     }
-    if let Some(file) = &arguments.plot {
-        let all = Labelled::read(&arguments.of)?;
-        std::fs::write(file, svg(&arguments.title, &all))
-            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
-        println!("{}", table(&all.iter().map(Labelled::column).collect::<Vec<_>>()));
+    if let [a, b] = arguments.compare.as_slice() {
+        print!("{}", tools::compare_files(a, b)?);
+        return Ok(true);
+    }
+    let planned = arguments.planned()?;
+    if arguments.list {
+        planned.iter().for_each(|one| println!("{}", one.scenario.name));
         return Ok(true);
     }
     needs::regions()?;
@@ -143,42 +75,100 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         );
     }
     let stop = Stop::on_signals(evrepl_load::remove_leftovers);
-    let folder = arguments
-        .out
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results")));
     eprintln!("starting Apache Kafka");
     let broker = Broker::start_with(&[], &JVM);
-    let sink = arguments.traces.map(|ratio| (OtlpSink::start(), ratio));
-    let (mut columns, mut right) = (Vec::new(), true);
-    for mut scenario in scenarios {
-        if let Some((sink, ratio)) = &sink {
-            scenario.settings += &format!(
-                "\n[telemetry]\notlp_endpoint = {:?}\ntrace_ratio = {ratio:?}\n",
-                sink.endpoint()
-            );
+    let sink = OtlpSink::start_counting();
+    let bench = Bench {
+        broker: &broker,
+        stop: &stop,
+        exports: Some(Exports {
+            endpoint: sink.endpoint(),
+        }),
+    };
+    if !arguments.cold {
+        eprintln!("warming up");
+        bench.run(&Scenario::warm_up(), None).ok_or("stopped")?;
+    }
+    let right = match arguments.ab.as_slice() {
+        [a, b] => in_turn(arguments, planned, &bench, [a, b])?,
+        _ => one_by_one(arguments, planned, &bench)?,
+    };
+    println!("{} spans were taken", sink.span_count());
+    Ok(right)
+}
+
+fn one_by_one(arguments: &Arguments, planned: Vec<Planned>, bench: &Bench<'_>) -> Result<bool, String> {
+    let folder = results(&arguments.out);
+    let (mut columns, mut right) = (Vec::<(String, Value)>::new(), true);
+    for Planned { mut scenario, runs } in planned {
+        // Half of the maximum that has just been found, if it has.
+        let maximum = scenario.half_of.as_ref().and_then(|of| {
+            let (_, median) = columns.iter().find(|(name, _)| name == of)?;
+            median["max_rate"].as_u64()
+        });
+        scenario.rate = maximum.map_or(scenario.rate, |rate| rate / 2);
+        let mut report = Report::new(&scenario, "");
+        for number in 1..=runs {
+            eprintln!("{}, run {number} of {runs}", scenario.name);
+            right &= once(bench, &scenario, None, &mut report, &folder)?;
         }
-        let mut report = Report::new(&scenario);
-        for number in 1..=arguments.runs {
-            eprintln!("{}, run {number} of {}", scenario.name, arguments.runs);
-            let Some(measured) = trial::run(&broker, &scenario, &stop) else {
-                return Err("stopped".into());
-            };
-            for problem in &measured.problems {
-                eprintln!("{}: {problem}", scenario.name);
-                right = false;
-            }
-            report.add(&measured).map_err(|error| error.to_string())?;
-        }
-        let path = report
-            .save(&folder)
-            .map_err(|error| format!("cannot write the results to {}: {error}", folder.display()))?;
-        eprintln!("{}: {}", scenario.name, path.display());
         columns.push((scenario.name, report.median()));
     }
-    println!("{}", table(&columns));
-    if let Some((sink, _)) = &sink {
-        println!("{} spans were taken", sink.spans().len());
+    println!("{}", table::medians(&columns));
+    Ok(right)
+}
+
+/// Each scenario with both binaries: A B B A A B, so that a machine that becomes slower or faster does so for both.
+fn in_turn(
+    arguments: &Arguments,
+    planned: Vec<Planned>,
+    bench: &Bench<'_>,
+    binaries: [&PathBuf; 2],
+) -> Result<bool, String> {
+    if let Some(missing) = binaries.iter().find(|binary| !binary.is_file()) {
+        return Err(format!("there is no {}", missing.display()));
+    }
+    // The processes have a working directory of their own.
+    let binaries = binaries.map(|binary| binary.canonicalize().unwrap_or_else(|_| binary.clone()));
+    let folder = results(&arguments.out);
+    let mut right = true;
+    for Planned { scenario, runs } in planned {
+        let mut reports = ["a", "b"].map(|of| Report::new(&scenario, of));
+        for pair in 0..runs {
+            let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
+            for which in order {
+                let name = ["A", "B"][which];
+                eprintln!("{}, {name}, run {} of {runs}", scenario.name, pair + 1);
+                right &= once(bench, &scenario, Some(&binaries[which]), &mut reports[which], &folder)?;
+            }
+        }
+        let names = binaries.each_ref().map(|binary| binary.display().to_string());
+        let [a, b] = &reports;
+        println!(
+            "{}\n\n{}",
+            scenario.name,
+            compare((&names[0], a.runs()), (&names[1], b.runs()))
+        );
     }
     Ok(right)
+}
+
+/// One run, kept in its report's file as soon as it has ended. Whether nothing was wrong.
+fn once(
+    bench: &Bench<'_>,
+    scenario: &Scenario,
+    binary: Option<&Path>,
+    report: &mut Report,
+    folder: &Path,
+) -> Result<bool, String> {
+    let measured = bench.run(scenario, binary).ok_or("stopped")?;
+    for problem in &measured.problems {
+        eprintln!("{}: {problem}", scenario.name);
+    }
+    report.add(&measured).map_err(|error| error.to_string())?;
+    let path = report
+        .save(folder)
+        .map_err(|error| format!("cannot write the results to {}: {error}", folder.display()))?;
+    eprintln!("{}: {}", scenario.name, path.display());
+    Ok(measured.problems.is_empty())
 }

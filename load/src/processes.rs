@@ -34,14 +34,16 @@ impl Usage {
             .flatten()
         {
             let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-            if let Some((name, cpu)) = parse_stat(&stat).map(|stat| (stat.name, stat.cpu_seconds)) {
-                *threads.entry(name.to_string()).or_default() += cpu;
+            let exact = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            if let Some(stat) = parse_stat(&stat) {
+                let cpu = parse_schedstat(&exact).unwrap_or(stat.cpu_seconds);
+                *threads.entry(stat.name.to_string()).or_default() += cpu;
             }
         }
         Usage {
             cpu_seconds: parse_stat(&read("stat")).map_or(0.0, |stat| stat.cpu_seconds),
             threads,
-            peak_rss_bytes: peak_rss(&read("status")),
+            peak_rss_bytes: in_kib(&read("status"), "VmHWM:"),
         }
     }
 
@@ -110,10 +112,25 @@ fn parse_stat(line: &str) -> Option<Stat<'_>> {
     })
 }
 
-fn peak_rss(status: &str) -> u64 {
+/// Resident memory of a process now, in bytes; 0 when there is none of this id.
+pub fn rss_bytes(pid: u32) -> u64 {
+    in_kib(
+        &fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(),
+        "VmRSS:",
+    )
+}
+
+/// A thread's line of /proc/<pid>/task/<tid>/schedstat begins with its time on a CPU in nanoseconds, where the kernel keeps it.
+fn parse_schedstat(line: &str) -> Option<f64> {
+    let nanos: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(nanos as f64 / 1e9)
+}
+
+/// A line of /proc/<pid>/status that is in kB, as bytes.
+fn in_kib(status: &str, name: &str) -> u64 {
     let kib = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .find_map(|line| line.strip_prefix(name))
         .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1_024
 }
@@ -128,8 +145,10 @@ mod tests {
             "4242 (rdk: (b) 1) S 17 4242 4242 0 -1 4194560 10 0 0 0 250 50 0 0 20 0 1 0 99 1000 5 18446744073709551615";
         let stat = parse_stat(line).unwrap();
         assert_eq!((stat.name, stat.parent, stat.cpu_seconds), ("rdk: (b) 1", 17, 3.0));
+        assert_eq!(parse_schedstat("2500000000 17 4\n"), Some(2.5));
+        assert!(parse_schedstat("").is_none());
         assert!(parse_stat("").is_none() && parse_stat("1 (x) S").is_none());
-        assert_eq!(peak_rss("VmPeak:\t 900 kB\nVmHWM:\t 300 kB\n"), 300 << 10);
+        assert_eq!(in_kib("VmPeak:\t 900 kB\nVmHWM:\t 300 kB\n", "VmHWM:"), 300 << 10);
     }
 
     #[test]

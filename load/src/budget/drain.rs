@@ -11,9 +11,13 @@ use super::callgrind::Thread;
 use super::flame::Flame;
 use super::rules::Process;
 use crate::processes::child_with;
+use crate::runs::generate::Spec;
+use crate::runs::generate::events::Target;
+use crate::runs::generate::keys::{KeySpec, Keys};
+use crate::runs::generate::writer::Writer;
 use crate::runs::progress::Progress;
-use crate::runs::source::Source;
 use crate::runs::verify;
+use crate::runs::world::{CACHE, Totals};
 use crate::stop::Stop;
 
 /// Memory of each memcached: nothing may be evicted.
@@ -80,6 +84,16 @@ pub struct Drain<'a> {
     pub settings: &'a str,
 }
 
+impl Drain<'_> {
+    /// Each event is of a key of its own.
+    fn keys(&self) -> KeySpec {
+        KeySpec {
+            count: self.events,
+            zipf: 0.0,
+        }
+    }
+}
+
 /// Drains once under callgrind, whose files stay in `folder`. `None` when somebody asked to stop.
 ///
 /// # Errors
@@ -127,9 +141,9 @@ pub fn counted(
             return Err(format!("the log of {}: {line}", region.name()));
         }
     }
-    let lost = verify::lost(&pair.eu, drain.events, drain.value_bytes);
+    let (lost, _) = verify::lost(&pair.eu, &Keys::new(drain.keys()), drain.events, drain.value_bytes);
     let evicted = verify::evictions(&pair.us) + verify::evictions(&pair.eu);
-    match verify::accounts(&flow, drain.events) {
+    match verify::accounts(&Totals::of(&[flow]), drain.events, 1) {
         Some(problem) => Err(problem),
         None if lost + evicted > 0 => Err(format!(
             "{lost} values are not as they were written, {evicted} were evicted"
@@ -165,10 +179,28 @@ fn build(broker: &Broker, sink: &OtlpSink, settings: &str, under: impl Fn(Proces
 fn filled(pair: &TwoRegions, drain: Drain<'_>, stop: &Stop) -> bool {
     pair.eu.spawn();
     let mut progress = Progress::new("written, the relay stopped", drain.events);
-    Source::new(&pair.us, drain.value_bytes).fill(0..drain.events, |done| {
-        progress.at(done);
-        stop.asked()
+    let source = pair.us.cache(CACHE);
+    let spec = Spec {
+        memcached: source.memcached(0).address(),
+        destination: String::new(),
+        target: Target {
+            kafka: pair.us.kafka().address().into(),
+            topic: source.topic.clone(),
+            partitions: PARTITIONS,
+            linger_ms: 1.0,
+        },
+        keys: drain.keys(),
+        value_bytes: drain.value_bytes,
+    };
+    let written = Writer::connect(&spec).and_then(|mut writer| {
+        writer.fill(drain.events, |done| {
+            progress.at(done);
+            stop.asked()
+        })
     });
+    if let Err(error) = written {
+        panic!("writing memcached: {error}");
+    }
     !stop.asked() && ready(&pair.eu, stop)
 }
 

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use crate::latency::Latencies;
-use crate::runs::report::grouped;
+use crate::runs::table::grouped;
 
 const ON_A_TERMINAL: Duration = Duration::from_millis(250);
 const ELSEWHERE: Duration = Duration::from_secs(1);

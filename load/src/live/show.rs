@@ -17,7 +17,7 @@ use super::ledger::sequence_of;
 use super::screen::{Numbers, Screen};
 use super::watcher::{OVERDUE, Watcher};
 use super::world::{CACHE, World};
-use crate::runs::report::grouped;
+use crate::runs::table::grouped;
 use crate::stop::Stop;
 
 /// The first write of each direction waits for consumer groups to form and links to open.

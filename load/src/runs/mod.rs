@@ -1,14 +1,31 @@
-//! Load runs: many events through a real Apache Kafka from region A (the *relay*'s) to region B (the *agent*'s).
+//! Load runs: many events through a real Apache Kafka from one region (the *relay*'s) to others (the *agents*').
 //!
-//! [`scenario`] says what is run; [`source`] is the application that writes; [`trial`] starts the processes, runs one
-//! scenario once and reads the accounts; [`readable`] watches values arrive; [`verify`] compares every value;
-//! [`report`] makes medians, tables and files of it, [`plot`] draws them side by side.
+//! [`files`] reads what is run, a [`scenario`] each; [`generate`] is the application that writes, a process of its own. A
+//! [`trial`] starts the processes of a [`world`], lets a [`drain`] happen, an [`open`] loop or a [`climb`] to the highest rate
+//! ([`search`], [`lag`]), counts [`costs`] and compares every key ([`verify`]). What was [`measured`] becomes medians and
+//! files in [`report`]. [`tools`] makes a [`table`] of files, says what they say of the [`goals`], [`compare`]s them, and draws
+//! [`curves`] ([`chart`]) or bars ([`plot`]).
 
+pub mod arguments;
+pub mod chart;
+pub mod climb;
+pub mod compare;
+pub mod costs;
+pub mod curves;
+pub mod drain;
+pub mod files;
+pub mod generate;
+pub mod goals;
+pub mod lag;
+pub mod measured;
+pub mod open;
 pub mod plot;
 pub mod progress;
-pub mod readable;
 pub mod report;
 pub mod scenario;
-pub mod source;
+pub mod search;
+pub mod table;
+pub mod tools;
 pub mod trial;
 pub mod verify;
+pub mod world;

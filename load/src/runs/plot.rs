@@ -6,7 +6,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::report::{grouped, median};
+use super::report::median;
+use super::table::grouped;
 
 /// What is drawn of each result, where it was measured: a title, where the number is, and its digits.
 const PANELS: [(&str, &str, usize); 8] = [
@@ -45,12 +46,12 @@ impl Labelled {
         for argument in arguments {
             let (label, file) = argument
                 .rsplit_once('=')
-                .ok_or_else(|| format!("--of {argument}: expected LABEL=FILE"))?;
-            let text = fs::read_to_string(file).map_err(|error| format!("--of {argument}: {error}"))?;
-            let report: Value = serde_json::from_str(&text).map_err(|error| format!("--of {argument}: {error}"))?;
+                .ok_or_else(|| format!("{argument}: expected LABEL=FILE"))?;
+            let text = fs::read_to_string(file).map_err(|error| format!("{argument}: {error}"))?;
+            let report: Value = serde_json::from_str(&text).map_err(|error| format!("{argument}: {error}"))?;
             let runs = report["runs"].as_array().cloned().unwrap_or_default();
             if runs.is_empty() {
-                return Err(format!("--of {argument}: there are no runs in it"));
+                return Err(format!("{argument}: there are no runs in it"));
             }
             match all.iter_mut().find(|known| known.label == label) {
                 Some(known) => known.runs.extend(runs),
@@ -133,7 +134,8 @@ pub fn svg(title: &str, all: &[Labelled]) -> String {
     )
 }
 
-fn escaped(text: &str) -> String {
+/// Text as it may stand in an SVG.
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

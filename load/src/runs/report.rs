@@ -1,6 +1,5 @@
-//! What remains of the runs: a table on stdout, medians, and a file with everything and the machine it was measured on.
+//! What remains of the runs: medians, and a file with everything and the machine it was measured on.
 
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,23 +7,28 @@ use std::process::Command;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
+use super::measured::Measured;
 use super::scenario::Scenario;
-use super::trial::Measured;
 
 /// The runs of one scenario.
 #[derive(Debug)]
 pub struct Report {
     scenario: Scenario,
-    started: OffsetDateTime,
+    /// When it began, as it stands in the file's name.
+    started: String,
+    /// Which of several evrepl binaries it is of; empty when there is only one.
+    of: String,
     load_before: f64,
     runs: Vec<Value>,
 }
 
 impl Report {
-    pub fn new(scenario: &Scenario) -> Report {
+    /// Of no runs yet. `of` tells the evrepl binaries of a comparison apart, in the file's name too.
+    pub fn new(scenario: &Scenario, of: &str) -> Report {
         Report {
             scenario: scenario.clone(),
-            started: OffsetDateTime::now_utc(),
+            started: now(),
+            of: of.into(),
             load_before: load_average(),
             runs: Vec::new(),
         }
@@ -44,27 +48,28 @@ impl Report {
         median(&self.runs)
     }
 
-    /// Writes `<folder>/<scenario>-<time>.json` and says where it is.
+    /// The runs so far.
+    pub fn runs(&self) -> &[Value] {
+        &self.runs
+    }
+
+    /// Writes `<folder>/<scenario>-<time>.json`, over what it wrote before, and says where it is.
     ///
     /// # Errors
     /// When it can't be written.
     pub fn save(&self, folder: &Path) -> std::io::Result<PathBuf> {
-        let at = self.started;
-        let time = format!(
-            "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
-            at.year(),
-            u8::from(at.month()),
-            at.day(),
-            at.hour(),
-            at.minute(),
-            at.second()
-        );
         fs::create_dir_all(folder)?;
-        let path = folder.join(format!("{}-{time}.json", self.scenario.name));
+        let of = if self.of.is_empty() {
+            String::new()
+        } else {
+            format!("-{}", self.of)
+        };
+        let path = folder.join(format!("{}-{}{of}.json", self.scenario.name, self.started));
         let all = json!({
             "scenario": self.scenario,
             "command": std::env::args().collect::<Vec<_>>().join(" "),
-            "started": time,
+            "started": self.started,
+            "of": self.of,
             "load_average_before": self.load_before,
             "machine": machine(),
             "build": if cfg!(debug_assertions) { "dev" } else { "release" },
@@ -74,6 +79,19 @@ impl Report {
         fs::write(&path, format!("{all:#}\n"))?;
         Ok(path)
     }
+}
+
+fn now() -> String {
+    let at = OffsetDateTime::now_utc();
+    format!(
+        "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
+        at.year(),
+        u8::from(at.month()),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second()
+    )
 }
 
 /// One, five and fifteen minutes: the first.
@@ -127,88 +145,6 @@ pub fn median(runs: &[Value]) -> Value {
     }
 }
 
-/// A row of the table: its name, where its number is, and the number of digits.
-const ROWS: [(&str, &str, usize); 18] = [
-    ("events", "/events", 0),
-    ("events/s", "/events_per_second", 0),
-    ("first outcome after, s", "/first_outcome_seconds", 2),
-    ("latency p50, ms", "/latency_ms/p50", 1),
-    ("latency p99, ms", "/latency_ms/p99", 1),
-    ("latency p99.9, ms", "/latency_ms/p999", 1),
-    ("latency max, ms", "/latency_ms/max", 1),
-    ("of it the writer's lateness, p99, ms", "/writer_late_ms/p99", 1),
-    ("relay, CPU s per million", "/cpu_seconds_per_million/relay", 2),
-    ("agent, CPU s per million", "/cpu_seconds_per_million/agent", 2),
-    ("broker, CPU s per million", "/cpu_seconds_per_million/broker", 2),
-    (
-        "memcached of the relay, CPU s per million",
-        "/cpu_seconds_per_million/memcached of the relay",
-        2,
-    ),
-    (
-        "memcached of the agent, CPU s per million",
-        "/cpu_seconds_per_million/memcached of the agent",
-        2,
-    ),
-    ("writer, CPU s per million", "/cpu_seconds_per_million/writer", 2),
-    ("reader, CPU s per million", "/cpu_seconds_per_million/reader", 2),
-    ("relay, peak RSS MiB", "/peak_rss_mib/relay", 0),
-    ("agent, peak RSS MiB", "/peak_rss_mib/agent", 0),
-    ("lost", "/lost", 0),
-];
-
-/// A Markdown table with a column for each (name, median).
-pub fn table(columns: &[(String, Value)]) -> String {
-    let mut lines: Vec<Vec<String>> = vec![vec![String::new()]];
-    lines[0].extend(columns.iter().map(|(name, _)| name.clone()));
-    for (title, place, digits) in ROWS {
-        let cell = |(_, median): &(String, Value)| {
-            let number = median.pointer(place).and_then(Value::as_f64);
-            number.map_or("–".into(), |number| grouped(number, digits))
-        };
-        let mut line = vec![title.to_string()];
-        line.extend(columns.iter().map(cell));
-        lines.push(line);
-    }
-    let wide = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..=columns.len()).map(wide).collect();
-    let mut text = String::new();
-    for (number, line) in lines.iter().enumerate() {
-        for (column, cell) in line.iter().enumerate() {
-            let width = widths[column];
-            let _ = match column {
-                0 => write!(text, "| {cell:<width$} |"),
-                _ => write!(text, " {cell:>width$} |"),
-            };
-        }
-        text.push('\n');
-        if number == 0 {
-            for (column, width) in widths.iter().enumerate() {
-                let _ = match column {
-                    0 => write!(text, "| {} |", "-".repeat(*width)),
-                    _ => write!(text, " {}: |", "-".repeat(width.saturating_sub(1))),
-                };
-            }
-            text.push('\n');
-        }
-    }
-    text
-}
-
-/// A number with blanks between its thousands.
-pub fn grouped(number: f64, digits: usize) -> String {
-    let text = format!("{number:.digits$}");
-    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
-    let mut grouped = String::new();
-    for (index, digit) in whole.chars().enumerate() {
-        if index > 0 && (whole.len() - index) % 3 == 0 {
-            grouped.push(' ');
-        }
-        grouped.push(digit);
-    }
-    grouped + rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,24 +160,5 @@ mod tests {
         );
         assert_eq!(median(&runs[..2])["events_per_second"], json!(1.0));
         assert_eq!(median(&[]), Value::Null);
-    }
-
-    #[test]
-    fn a_table_has_a_column_for_each_scenario_and_says_what_was_not_measured() {
-        let columns = [("drain-100".to_string(), json!({ "events": 500_000, "lost": 0 }))];
-        let table = table(&columns);
-        assert!(
-            table.contains("| events ") && table.contains(" 500 000 |") && table.contains("–"),
-            "{table}"
-        );
-        let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
-        assert!(widths.iter().all(|width| *width == widths[0]), "{table}");
-    }
-
-    #[test]
-    fn thousands_are_grouped() {
-        assert_eq!(grouped(1_234_567.0, 0), "1 234 567");
-        assert_eq!(grouped(999.25, 1), "999.2");
-        assert_eq!(grouped(0.0, 0), "0");
     }
 }

@@ -1,10 +1,8 @@
-//! What a load run does: a file `load/scenarios/<name>.toml`, changed by the command line.
-
-use std::path::{Path, PathBuf};
+//! What a load run does: a scenario of a file in `load/scenarios`, changed by the command line.
 
 use serde::Serialize;
-use toml_span::de_helpers::TableHelper;
-use toml_span::{DeserError, Deserialize, Error, ErrorKind, Value};
+
+use super::generate::keys::KeySpec;
 
 /// How the events get to the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -14,110 +12,147 @@ pub enum Kind {
     Drain,
     /// An application writes at a fixed rate, whatever evrepl makes of it.
     Fixed,
+    /// The same, and it is wrong if the lag grows.
+    Sustained,
+    /// Searches the highest rate at which the lag doesn't grow.
+    Ramp,
 }
 
-impl<'de> Deserialize<'de> for Kind {
-    fn deserialize(value: &mut Value<'de>) -> Result<Kind, DeserError> {
-        match value.take_string(Some("\"drain\" or \"fixed\""))?.as_ref() {
-            "drain" => Ok(Kind::Drain),
-            "fixed" => Ok(Kind::Fixed),
-            other => {
-                let kind = ErrorKind::UnexpectedValue {
-                    expected: &["drain", "fixed"],
-                    value: Some(other.into()),
-                };
-                let span = value.span;
-                Err(DeserError::from(Error {
-                    kind,
-                    span,
-                    line_info: None,
-                }))
-            }
-        }
-    }
+impl Kind {
+    /// Every kind, with its name in a file.
+    pub const ALL: [(&'static str, Kind); 4] = [
+        ("drain", Kind::Drain),
+        ("fixed", Kind::Fixed),
+        ("sustained", Kind::Sustained),
+        ("ramp", Kind::Ramp),
+    ];
+}
+
+/// What a scenario is for: which preset runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// A row of the goals.
+    Goal,
+    /// A point of a curve: how cost grows.
+    Growth,
+    /// Whether anything grows with time.
+    Long,
+}
+
+impl Group {
+    /// Every group, with its name in a file.
+    pub const ALL: [(&'static str, Group); 3] =
+        [("goal", Group::Goal), ("growth", Group::Growth), ("long", Group::Long)];
+}
+
+/// One point of a family of scenarios: what differs between them, and what it is here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Point {
+    pub axis: String,
+    pub value: u64,
 }
 
 /// One scenario.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Scenario {
-    /// The file's name without `.toml`.
+    /// The file's name without `.toml`; of a family, with what differs.
     pub name: String,
+    pub group: Group,
     pub kind: Kind,
-    /// How many events, each of a key of its own.
+    /// Of a family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub point: Option<Point>,
+    /// How many events are drained.
     pub events: u64,
-    pub value_bytes: usize,
-    /// Writes a second; 0 in a drain.
+    /// The most bytes that all their values may have.
+    #[serde(skip)]
+    pub bytes: u64,
+    /// Events a second that a drain is expected to reach: what a number of seconds is made events with.
+    pub expect: u64,
+    /// How long an open loop is measured; in a ramp, its last step.
+    pub seconds: u64,
+    /// How long an open loop writes before.
+    pub warm_up_seconds: u64,
+    /// Writes a second; in a ramp, those to begin with.
     pub rate: u64,
+    /// The scenario whose maximum rate this one's is half of, if that was run before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub half_of: Option<String>,
+    pub value_bytes: usize,
+    pub keys: KeySpec,
     /// Of the topic.
     pub partitions: i32,
-    /// Further evrepl settings for both regions, as TOML: `[table]` headers and one `key = value` a line.
+    /// Of each flow.
+    pub lanes: u32,
+    /// Regions that the events go to.
+    pub peers: usize,
+    /// Processes that share the topic's partitions.
+    pub relays: usize,
+    /// How long the generator's producer waits for more events.
+    pub linger_ms: f64,
+    /// The share of events whose traces are exported; with it metrics are, too. 0: nothing is exported.
+    pub traces: f64,
+    /// Further evrepl settings for all regions, as TOML: `[table]` headers and one `key = value` a line.
     pub settings: String,
 }
 
+/// What one memcached may hold, beside the value's and the key's bytes: its header, and what is lost to its size classes.
+const ITEM_BYTES: u64 = 90;
+
+/// Memory of each memcached.
+pub const MEMCACHED_MIB: u64 = 2_048;
+
+/// Of that memory, what values may take: the size classes differ by a quarter.
+const ROOM: u64 = (MEMCACHED_MIB << 20) * 3 / 4;
+
 impl Scenario {
-    /// The folder of the scenarios.
-    pub fn folder() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
-    }
-
-    /// The names of all scenarios, in order.
-    ///
-    /// # Errors
-    /// When the folder can't be read, in words.
-    pub fn names() -> Result<Vec<String>, String> {
-        let folder = Scenario::folder();
-        let files = std::fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-        let name = |path: PathBuf| {
-            let toml = path.extension().is_some_and(|extension| extension == "toml");
-            toml.then(|| path.file_stem().map(|stem| stem.to_string_lossy().into_owned()))?
-        };
-        let mut names: Vec<String> = files.flatten().filter_map(|file| name(file.path())).collect();
-        names.sort_unstable();
-        Ok(names)
-    }
-
-    /// Reads a scenario by its name.
-    ///
-    /// # Errors
-    /// When there is none, or something is wrong with it, in words.
-    pub fn named(name: &str) -> Result<Scenario, String> {
-        let path = Scenario::folder().join(format!("{name}.toml"));
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Scenario::parse(name, &text).map_err(|error| format!("{}: {error}", path.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(format!(
-                "no scenario {name:?}; there are: {}",
-                Scenario::names()?.join(", ")
-            )),
-            Err(error) => Err(format!("{}: {error}", path.display())),
+    /// What is run before all others, and counts nowhere: thousands of requests of each kind, so that the broker's compiler has
+    /// seen them.
+    pub fn warm_up() -> Scenario {
+        Scenario {
+            name: "warm-up".into(),
+            group: Group::Goal,
+            kind: Kind::Fixed,
+            point: None,
+            events: 0,
+            bytes: u64::MAX,
+            expect: 0,
+            seconds: 10,
+            warm_up_seconds: 5,
+            rate: 40_000,
+            half_of: None,
+            value_bytes: 100,
+            keys: KeySpec {
+                count: 1_000_000,
+                zipf: 0.0,
+            },
+            partitions: 4,
+            lanes: 1,
+            peers: 1,
+            relays: 1,
+            linger_ms: 1.0,
+            traces: 0.0,
+            settings: String::new(),
         }
     }
 
-    fn parse(name: &str, text: &str) -> Result<Scenario, String> {
-        let mut document = toml_span::parse(text).map_err(|error| error.to_string())?;
-        let scenario = Scenario::from_table(name, &mut document).map_err(|error| error.to_string())?;
-        scenario.check()?;
-        Ok(scenario)
+    /// How many keys there may be, so that nothing is thrown out of memcached.
+    pub fn most_keys(&self) -> u64 {
+        ROOM / (self.value_bytes as u64 + ITEM_BYTES)
     }
 
-    fn from_table(name: &str, document: &mut Value<'_>) -> Result<Scenario, DeserError> {
-        let mut table = TableHelper::new(document)?;
-        // What is missing or wrong is kept by the table and said by `finalize`; the stand-ins here are never used.
-        let kind = table.required("kind").unwrap_or(Kind::Drain);
-        let events = table.required("events").unwrap_or_default();
-        let value_bytes = table.required("value_bytes").unwrap_or_default();
-        let rate = table.optional("rate").unwrap_or_default();
-        let partitions = table.required("partitions").unwrap_or_default();
-        let settings = table.optional("settings").unwrap_or_default();
-        table.finalize(None)?;
-        Ok(Scenario {
-            name: name.into(),
-            kind,
-            events,
-            value_bytes,
-            rate,
-            partitions,
-            settings,
-        })
+    /// How many events there may be, so that all their values are at most `bytes`.
+    pub fn most_events(&self) -> u64 {
+        self.bytes / (self.value_bytes as u64).max(1)
+    }
+
+    /// Lets it take about so long.
+    pub fn last(&mut self, seconds: u64) {
+        self.seconds = seconds;
+        if self.kind == Kind::Drain {
+            self.events = seconds.saturating_mul(self.expect).min(self.most_events());
+        }
     }
 
     /// Whether it can be run.
@@ -125,48 +160,29 @@ impl Scenario {
     /// # Errors
     /// What is wrong, in words.
     pub fn check(&self) -> Result<(), String> {
-        match self.kind {
-            Kind::Fixed if self.rate == 0 => Err("a fixed run needs a rate above 0".into()),
-            Kind::Drain if self.rate != 0 => Err("a drain has no rate".into()),
-            _ if self.events == 0 => Err("events must be above 0".into()),
-            _ if self.partitions < 1 => Err("partitions must be above 0".into()),
+        let drain = self.kind == Kind::Drain;
+        let most = self.most_keys();
+        match () {
+            () if drain && self.rate != 0 => Err("a drain has no rate".into()),
+            () if drain && self.events == 0 => Err("a drain needs events above 0".into()),
+            () if drain && self.expect == 0 => Err("a drain needs expect above 0".into()),
+            () if !drain && self.events != 0 => Err("only a drain has events; the others have seconds".into()),
+            () if !drain && self.rate == 0 => Err("a run that is no drain needs a rate above 0".into()),
+            () if !drain && self.seconds == 0 => Err("a run that is no drain needs seconds above 0".into()),
+            () if self.partitions < 1 => Err("partitions must be above 0".into()),
+            () if self.lanes < 1 || self.peers < 1 || self.relays < 1 => {
+                Err("lanes, peers and relays must be above 0".into())
+            }
+            () if self.keys.count < 1 => Err("keys must be above 0".into()),
+            () if !(0.0..10.0).contains(&self.keys.zipf) => Err("zipf must be between 0 and 10".into()),
+            () if self.keys.count > most => Err(format!(
+                "keys must be at most {most}: a memcached of {MEMCACHED_MIB} MiB holds no more values of {} bytes",
+                self.value_bytes
+            )),
             // memcached's limit for an item is 1 MiB with its key and header.
-            _ if self.value_bytes > 1_000_000 => Err("value_bytes must be at most 1000000".into()),
-            _ => Ok(()),
+            () if self.value_bytes > 1_000_000 => Err("value_bytes must be at most 1000000".into()),
+            () if !(0.0..=1.0).contains(&self.traces) => Err("traces must be between 0 and 1".into()),
+            () => Ok(()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_scenario_in_the_folder_can_be_run() {
-        let names = Scenario::names().unwrap();
-        assert_eq!(names, ["drain-100", "drain-1k", "fixed-100", "fixed-1k"]);
-        for name in names {
-            let scenario = Scenario::named(&name).unwrap();
-            assert_eq!(scenario.kind == Kind::Fixed, scenario.name.starts_with("fixed"));
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_scenario_is_said() {
-        let right = "kind = \"drain\"\nevents = 10\nvalue_bytes = 100\npartitions = 4\n";
-        assert!(Scenario::parse("x", right).is_ok());
-        for (wrong, word) in [
-            (right.replace("drain", "dripp"), "drain"),
-            (right.replace("drain", "fixed"), "rate"),
-            (right.replace("events = 10\n", ""), "events"),
-            (right.replace("events", "event"), "event"),
-            (right.replace("partitions = 4", "partitions = 0"), "partitions"),
-            (right.replace("100", "2000000"), "value_bytes"),
-            (format!("{right}rate = 1\n"), "rate"),
-        ] {
-            let error = Scenario::parse("x", &wrong).unwrap_err();
-            assert!(error.contains(word), "{wrong}: {error}");
-        }
-        assert!(Scenario::named("none").unwrap_err().contains("drain-100"));
     }
 }

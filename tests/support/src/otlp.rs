@@ -113,6 +113,8 @@ enum Manner {
 struct Shared {
     manner: Mutex<Manner>,
     requests: AtomicU64,
+    /// Spans that have come, kept or not.
+    count: AtomicU64,
     spans: Mutex<Vec<SinkSpan>>,
     /// By process, name and attributes.
     points: Mutex<BTreeMap<[String; 3], SinkPoint>>,
@@ -131,6 +133,8 @@ enum Kind {
     TracesOnly,
     /// It takes both, behind TLS as `localhost`.
     Tls(Identity),
+    /// It takes both, and only counts.
+    Counting,
 }
 
 /// A running sink on 127.0.0.1, with a runtime of its own. It ends with its handle.
@@ -171,6 +175,14 @@ impl OtlpSink {
         };
         let identity = Identity::from_pem(read("localhost.pem"), read("localhost.key"));
         OtlpSink::start_as(Kind::Tls(identity))
+    }
+
+    /// A sink that counts spans and keeps nothing, for load runs: its memory doesn't grow, and it costs little.
+    ///
+    /// # Panics
+    /// As [`OtlpSink::start`].
+    pub fn start_counting() -> OtlpSink {
+        OtlpSink::start_as(Kind::Counting)
     }
 
     fn start_as(kind: Kind) -> OtlpSink {
@@ -232,6 +244,11 @@ impl OtlpSink {
     /// Requests that have arrived whole, whatever became of them.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// How many spans were taken so far.
+    pub fn span_count(&self) -> u64 {
+        self.shared.count.load(Ordering::Relaxed)
     }
 
     /// Every span taken so far, in the order in which they came.
@@ -299,7 +316,11 @@ fn serve(listener: TcpListener, shared: &Arc<Shared>, kind: &Kind) -> Runtime {
         .build()
         .expect("a runtime for the sink");
     listener.set_nonblocking(true).expect("a listener that doesn't block");
-    let receiver = Receiver(Arc::clone(shared));
+    let keeps = !matches!(kind, Kind::Counting);
+    let receiver = Receiver {
+        shared: Arc::clone(shared),
+        keeps,
+    };
     let metrics = !matches!(kind, Kind::TracesOnly);
     let mut server = Server::builder();
     if let Kind::Tls(identity) = kind {
@@ -323,19 +344,22 @@ fn serve(listener: TcpListener, shared: &Arc<Shared>, kind: &Kind) -> Runtime {
 }
 
 #[derive(Clone)]
-struct Receiver(Arc<Shared>);
+struct Receiver {
+    shared: Arc<Shared>,
+    keeps: bool,
+}
 
 impl Receiver {
     /// As the sink's manner is: late, refused, or at once.
     async fn receive(&self, take: impl FnOnce(&Shared)) -> Result<(), Status> {
-        self.0.requests.fetch_add(1, Ordering::Relaxed);
-        let manner = locked(&self.0.manner).clone();
+        self.shared.requests.fetch_add(1, Ordering::Relaxed);
+        let manner = locked(&self.shared.manner).clone();
         match manner {
             Manner::Refuses(status) => return Err(status),
             Manner::Slow(delay) => tokio::time::sleep(delay).await,
             Manner::Takes => {}
         }
-        take(&self.0);
+        take(&self.shared);
         Ok(())
     }
 }
@@ -347,7 +371,14 @@ impl TraceService for Receiver {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         self.receive(|shared| {
-            let spans = request.into_inner().resource_spans.into_iter().flat_map(|sent| {
+            let request = request.into_inner();
+            let scopes = request.resource_spans.iter().flat_map(|sent| &sent.scope_spans);
+            let count: usize = scopes.map(|scope| scope.spans.len()).sum();
+            shared.count.fetch_add(count as u64, Ordering::Relaxed);
+            if !self.keeps {
+                return;
+            }
+            let spans = request.resource_spans.into_iter().flat_map(|sent| {
                 let resource = resource(sent.resource);
                 let spans = sent.scope_spans.into_iter().flat_map(|scope| scope.spans);
                 spans.map(move |span| sink_span(span, &resource))
@@ -366,6 +397,9 @@ impl MetricsService for Receiver {
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         self.receive(|shared| {
+            if !self.keeps {
+                return;
+            }
             let mut points = locked(&shared.points);
             for sent in request.into_inner().resource_metrics {
                 let resource = resource(sent.resource);

@@ -1,5 +1,6 @@
 //! What a region shall be, before it is one.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::settings::{Settings, quoted};
@@ -65,6 +66,7 @@ pub struct RegionBuilder {
     settings: Settings,
     environment: Vec<(String, String)>,
     under: Vec<String>,
+    binary: Option<PathBuf>,
 }
 
 impl RegionBuilder {
@@ -84,6 +86,7 @@ impl RegionBuilder {
             settings: Settings::default(),
             environment: Vec::new(),
             under: Vec::new(),
+            binary: None,
         }
     }
 
@@ -170,6 +173,12 @@ impl RegionBuilder {
         self
     }
 
+    /// The evrepl binary that it runs, instead of the one that all others run.
+    pub fn binary(mut self, path: &Path) -> RegionBuilder {
+        self.binary = Some(path.into());
+        self
+    }
+
     /// Starts its memcacheds, creates its topics and writes its configuration, but doesn't start evrepl.
     ///
     /// # Panics
@@ -210,6 +219,7 @@ impl RegionBuilder {
             settings,
             environment: self.environment,
             under: self.under,
+            binary: self.binary,
         };
         let certs = self.certs.unwrap_or_else(|| Arc::new(Certs::issue(&[&name])));
         Region::new(

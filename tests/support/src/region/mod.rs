@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) environment: Vec<(String, String)>,
     /// Program and arguments in front of evrepl's own command line; mostly none.
     pub(crate) under: Vec<String>,
+    /// `None`: the usual one.
+    pub(crate) binary: Option<PathBuf>,
 }
 
 /// One evrepl process and what it serves. Dropping it ends everything it started.
@@ -243,7 +245,8 @@ impl Region {
             self.name
         );
         let words = self.plan().under.clone().into_iter().map(Into::into);
-        let mut words = words.chain([evrepl().into_os_string()]);
+        let binary = self.plan().binary.clone().unwrap_or_else(evrepl);
+        let mut words = words.chain([binary.into_os_string()]);
         let mut command = Command::new(words.next().expect("evrepl itself at least"));
         command
             .args(words)
