@@ -1,10 +1,12 @@
-//! The one file that names `rdkafka`: the consumer of a flow, the producer of events and dead letters, and topics.
+//! The one module that names `rdkafka`: the consumer of a flow, the producer of events and dead letters, and topics.
 //!
 //! Nothing here knows what a record means. Offsets are committed only when the caller says so.
 
+mod records;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -12,13 +14,15 @@ use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError as RdKafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
 use tokio::time::Instant;
 
+use self::records::RecordQueue;
+pub use self::records::{Batch, MAX_BATCH, Record, Scratch};
 use crate::config::{Kafka, StartAt};
 use crate::retention::{self, Gap};
 use crate::telemetry::RateLimit;
@@ -91,56 +95,6 @@ pub trait RebalanceListener: Send + Sync {
     fn times(&self) -> Vec<(TopicPartition, i64)>;
 }
 
-/// A record, borrowed from librdkafka until the next poll.
-pub struct Record<'a> {
-    message: rdkafka::message::BorrowedMessage<'a>,
-}
-
-impl Record<'_> {
-    /// The topic's name.
-    pub fn topic(&self) -> &str {
-        self.message.topic()
-    }
-    /// The partition's number.
-    pub fn partition(&self) -> i32 {
-        self.message.partition()
-    }
-    /// The record's offset in its partition.
-    pub fn offset(&self) -> i64 {
-        self.message.offset()
-    }
-    /// The record's key, if it has one.
-    pub fn key(&self) -> Option<&[u8]> {
-        self.message.key()
-    }
-    /// The record's value, if it has one.
-    pub fn value(&self) -> Option<&[u8]> {
-        self.message.payload()
-    }
-    /// Milliseconds since the epoch; 0 when the broker does not know.
-    pub fn timestamp_ms(&self) -> i64 {
-        self.message.timestamp().to_millis().unwrap_or(0)
-    }
-    /// The record's headers, in order.
-    pub fn for_each_header(&self, mut each: impl FnMut(&str, &[u8])) {
-        if let Some(headers) = self.message.headers() {
-            for header in headers.iter() {
-                each(header.key, header.value.unwrap_or_default());
-            }
-        }
-    }
-}
-
-/// What one poll brought.
-pub enum Polled<'a> {
-    /// A record of a partition that is ours.
-    Record(Record<'a>),
-    /// No record within the time; callbacks may have run.
-    Nothing,
-    /// Kafka is not well; polling goes on.
-    Trouble(KafkaError),
-}
-
 /// Settings common to every client: the user's properties, then those that evrepl owns.
 fn client_config(kafka: &Kafka, client_id: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
@@ -176,6 +130,8 @@ struct FlowContext {
     start_at: StartAt,
     /// Its topics are made a moment after the first start.
     retry: bool,
+    /// Where the records of all partitions come.
+    records: OnceLock<Weak<RecordQueue>>,
     /// Another consumer has taken its place: whatever it still hears is nobody's business.
     abandoned: AtomicBool,
     listener: Box<dyn RebalanceListener>,
@@ -254,6 +210,10 @@ impl ConsumerContext for FlowContext {
                     tracing::warn!(%error, "start positions could not be read, using what is committed");
                 }
                 self.listener.assigned(&partitions);
+                if let Some(records) = self.records.get().and_then(Weak::upgrade) {
+                    let client = consumer.client().native_ptr();
+                    partitions.iter().for_each(|at| records.collect(client, at));
+                }
                 let done = if cooperative {
                     consumer.incremental_assign(list)
                 } else {
@@ -570,8 +530,18 @@ impl Prefetch {
     }
 }
 
+/// What [`FlowConsumer::serve`] came upon.
+pub enum Served<'a> {
+    /// A record that did not come with the others: one of a partition that could not be had to. To be taken before them.
+    Stray(Record<'a>),
+    /// Kafka is not well; polling goes on, unless it is [`KafkaError::Fatal`].
+    Trouble(KafkaError),
+}
+
 /// The consumer of one flow, for its poll thread alone.
 pub struct FlowConsumer {
+    /// Gone before the client is.
+    records: Arc<RecordQueue>,
     consumer: BaseConsumer<FlowContext>,
     group: String,
     topics: Vec<String>,
@@ -620,6 +590,7 @@ impl FlowConsumer {
         let context = FlowContext {
             start_at: if retry { StartAt::Earliest } else { kafka.start_at },
             retry,
+            records: OnceLock::new(),
             abandoned: Default::default(),
             listener,
             born: Default::default(),
@@ -629,8 +600,12 @@ impl FlowConsumer {
             assigned: Default::default(),
         };
         let consumer: BaseConsumer<FlowContext> = config.create_with_context(context)?;
+        let records = RecordQueue::new(consumer.client().native_ptr());
+        let records = Arc::new(records.ok_or_else(|| KafkaError::Settings("no queue for records".to_owned()))?);
+        let _ = consumer.context().records.set(Arc::downgrade(&records));
         consumer.subscribe(topics)?;
         Ok(FlowConsumer {
+            records,
             consumer,
             group: group.to_owned(),
             topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
@@ -673,21 +648,22 @@ impl FlowConsumer {
         Ok(())
     }
 
-    /// Waits up to `timeout` for a record, running rebalance callbacks meanwhile.
-    pub fn poll(&self, timeout: Duration) -> Polled<'_> {
-        match self.consumer.poll(timeout) {
-            None => Polled::Nothing,
-            Some(Ok(message)) => Polled::Record(Record { message }),
-            Some(Err(RdKafkaError::PartitionEOF(_))) => Polled::Nothing,
-            Some(Err(error)) => {
-                let fatal = self
-                    .consumer
-                    .client()
-                    .fatal_error()
-                    .map(|(_, reason)| KafkaError::Fatal(reason));
-                Polled::Trouble(fatal.unwrap_or_else(|| error.into()))
+    /// Runs what is due of rebalances and other events, without waiting. To be called often: nothing else does. `None` when
+    /// nothing is left.
+    pub fn serve(&self) -> Option<Served<'_>> {
+        match self.consumer.poll(Duration::ZERO)? {
+            Ok(message) => Record::of(message).map(Served::Stray),
+            Err(error) => {
+                let fatal = self.consumer.client().fatal_error();
+                let fatal = fatal.map(|(_, reason)| KafkaError::Fatal(reason));
+                Some(Served::Trouble(fatal.unwrap_or_else(|| error.into())))
             }
         }
+    }
+
+    /// Takes up to `most` records of partitions that are ours, [`MAX_BATCH`] at most, waiting up to `wait` for the first.
+    pub fn take<'a>(&'a self, scratch: &'a mut Scratch, most: usize, wait: Duration) -> Batch<'a> {
+        self.records.take(scratch, most, wait)
     }
 
     /// Whether a broker answers within `limit` per topic, and knows every topic of the flow, retry topics apart. Blocks for so
@@ -1083,10 +1059,8 @@ impl TopicReader {
                     // What the live stream adds is not for this reading.
                     self.consumer.pause(&done)?;
                 }
-                match offset < end {
-                    true => Ok(Read::Record(Record { message })),
-                    false => Ok(Read::Nothing),
-                }
+                let record = Record::of(message).filter(|_| offset < end);
+                Ok(record.map_or(Read::Nothing, Read::Record))
             }
             // Transaction markers and what compaction took may stand between the last record and the end.
             Some(Err(RdKafkaError::PartitionEOF(partition))) => {

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -21,7 +21,7 @@ use crate::backoff::Backoff;
 use crate::canary;
 use crate::event::TraceContext;
 use crate::handoff::{Mailbox, MailboxGauge};
-use crate::kafka::{FlowConsumer, KafkaError, Polled, RebalanceListener, Record, TopicPartition};
+use crate::kafka::{FlowConsumer, KafkaError, MAX_BATCH, RebalanceListener, Record, Scratch, Served, TopicPartition};
 use crate::parking::{Headers, Parked};
 use crate::pulse::Pulse;
 use crate::relay::{FlowView, wall_ms};
@@ -32,9 +32,18 @@ use crate::telemetry::names::SPAN_TARGET;
 /// Largest chunk in events: more would not find many more repeats of a key, and one chunk must stay a small share of the
 /// permits.
 const MAX_CHUNK_EVENTS: usize = 16 * 1024;
-/// The most events in one chunk of a flow that may have so many in flight.
+/// The same where keys seldom come again.
+const USUAL_CHUNK_EVENTS: usize = 4 * 1024;
+/// The most events in one chunk of a flow that may have so many in flight: it is full at a quarter of them, and may get one more
+/// batch of records, of whatever partition they are, before that is seen.
 pub fn max_chunk(max_in_flight_events: usize) -> usize {
-    (max_in_flight_events / 4).clamp(1, MAX_CHUNK_EVENTS)
+    let full = (max_in_flight_events / 4).clamp(1, MAX_CHUNK_EVENTS);
+    full - 1 + max_batch(max_in_flight_events)
+}
+
+/// The most records that are taken from Kafka at once.
+fn max_batch(max_in_flight_events: usize) -> usize {
+    (max_in_flight_events / 4).clamp(1, MAX_BATCH)
 }
 
 /// Largest chunk in bytes of keys and values; events are tens of bytes, so only foreign records come near it.
@@ -45,6 +54,11 @@ const IDLE_POLL: Duration = Duration::from_millis(10);
 const IDLE_RETRY_POLL: Duration = Duration::from_millis(50);
 /// The same while a partition waits for room, which nobody announces.
 const PAUSED_POLL: Duration = Duration::from_millis(2);
+/// How long a partition whose queue is full keeps the poll thread waiting before it is paused: much longer than a chunk
+/// takes that is worked on, much shorter than what waits in the other partitions' queues lasts.
+const PAUSE_AFTER: Duration = Duration::from_millis(20);
+/// How long rebalances and errors may wait while there are records without end.
+const SERVE_EVERY: Duration = Duration::from_millis(5);
 /// How often the high watermarks are read from librdkafka's cache, for the offset lag.
 const WATERMARKS_EVERY: Duration = Duration::from_millis(250);
 /// How often watermarks are committed again that Kafka has not confirmed.
@@ -68,8 +82,6 @@ const SILENT: Duration = Duration::from_secs(5);
 const LOST_AFTER: Duration = Duration::from_secs(15);
 /// Between two log lines of the same trouble.
 const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
-/// Records between two looks at whether the consumer behind the queue is idle.
-const LOOK_EVERY: usize = 64;
 /// A retry record is taken so much before its time: records parked together would else pause their partition one by one.
 const EARLY: Duration = Duration::from_millis(50);
 
@@ -197,6 +209,35 @@ struct QueueInner {
     revoked: bool,
 }
 
+/// Wakes the poll thread when there is room again in a queue.
+#[derive(Debug, Default)]
+struct Room {
+    /// The thread, while it waits.
+    waits: AtomicBool,
+    thread: OnceLock<std::thread::Thread>,
+}
+
+impl Room {
+    fn appeared(&self) {
+        if self.waits.swap(false, SeqCst)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Waits until there is room in some queue, no longer than this. `full` is asked after the wait was announced: what made
+    /// room before that woke nobody.
+    fn wait(&self, limit: Duration, full: impl FnOnce() -> bool) {
+        self.thread.get_or_init(std::thread::current);
+        self.waits.store(true, SeqCst);
+        if full() {
+            std::thread::park_timeout(limit);
+        }
+        self.waits.store(false, SeqCst);
+    }
+}
+
 /// The chunks of one assigned partition between the poll thread and its PartitionConsumer: the mailbox
 /// `mailbox.partition_consumer`, in chunks.
 pub struct PartitionQueue {
@@ -211,10 +252,13 @@ pub struct PartitionQueue {
     flow_events: Arc<AtomicUsize>,
     flow_limit: usize,
     mailbox: Arc<Mailbox>,
+    room: Arc<Room>,
     /// Offset and produced-at of the last record of each chunk that is not committed yet.
     ends: Mutex<VecDeque<(i64, i64)>>,
     /// Where it is shown that the partition waits for a retry record's time.
     view: Arc<FlowView>,
+    /// Keys come again within the chunks: larger ones are worth it.
+    pub repeats: AtomicBool,
     /// Fetching is paused because the queue is full.
     pub paused: AtomicBool,
     /// One above the partition's last record as the last fetch reported it; -1 when unknown.
@@ -259,6 +303,7 @@ impl PartitionQueue {
         if let Some(chunk) = &chunk {
             self.flow_events.fetch_sub(chunk.records.len(), Relaxed);
             self.mailbox.left();
+            self.room.appeared();
         }
         chunk
     }
@@ -395,6 +440,7 @@ impl PollSettings {
 struct Rebalances {
     settings: Arc<PollSettings>,
     flow_events: Arc<AtomicUsize>,
+    room: Arc<Room>,
     next_generation: AtomicUsize,
     queues: Mutex<HashMap<TopicPartition, Arc<PartitionQueue>>>,
     changed: AtomicBool,
@@ -505,8 +551,10 @@ impl RebalanceListener for Arc<Rebalances> {
                     flow_events: self.flow_events.clone(),
                     flow_limit: self.settings.queue_events,
                     mailbox: Mailbox::new(&self.settings.gauge, self.settings.queue_chunks),
+                    room: self.room.clone(),
                     ends: Mutex::default(),
                     view: self.settings.view.clone(),
+                    repeats: AtomicBool::new(false),
                     paused: AtomicBool::new(false),
                     high_watermark: std::sync::atomic::AtomicI64::new(-1),
                     floor: std::sync::atomic::AtomicI64::new(-1),
@@ -552,6 +600,7 @@ impl PollThread {
                 let rebalances = Arc::new(Rebalances {
                     settings: settings.clone(),
                     flow_events: Arc::default(),
+                    room: Arc::default(),
                     next_generation: AtomicUsize::new(0),
                     queues: Mutex::default(),
                     changed: AtomicBool::new(false),
@@ -639,12 +688,16 @@ fn wait_to_rejoin(inbox: &mpsc::Receiver<PollCommand>, wait: Duration) -> bool {
 /// A partition as the loop sees it.
 struct Lane {
     queue: Arc<PartitionQueue>,
+    /// Of the records that came last, see [`Record::topic_id`].
+    topic_id: usize,
     /// It is a retry topic's.
     retry: bool,
     data: Vec<u8>,
     records: Vec<RecordEntry>,
     /// When the first of them came.
     taken: Instant,
+    /// Since when there has been no room for a full chunk.
+    full_since: Option<Instant>,
     /// Whether retention has passed us.
     reading: Reading,
     /// A retry record whose time has not come: it goes before everything that is fetched after it.
@@ -676,6 +729,7 @@ impl Lane {
         if !self.queue.has_room(self.records.len()) {
             return false;
         }
+        self.full_since = None;
         let data = Bytes::from(std::mem::take(&mut self.data));
         let records = std::mem::take(&mut self.records);
         let taken = self.taken;
@@ -698,7 +752,7 @@ impl Lane {
     }
 
     /// Takes a record over. False when its time has not come: the partition is to be paused until then.
-    fn add(&mut self, record: &Record<'_>, wait_max: Duration) -> bool {
+    fn add(&mut self, record: &Record<'_>, produced_at_ms: i64, wait_max: Duration) -> bool {
         if let Some((_, waiting)) = self.not_before.take() {
             // The pause came too late: rather early than overtaken or lost.
             self.take_in(waiting);
@@ -726,7 +780,7 @@ impl Lane {
             .filter(|wait| *wait > EARLY);
         let entry = RecordEntry {
             offset: record.offset(),
-            produced_at_ms: record.timestamp_ms(),
+            produced_at_ms,
             key: (0, 0),
             value: (0, 0),
             extra: extra.map(Arc::new),
@@ -764,8 +818,9 @@ struct PollLoop<'a> {
     rebalances: Arc<Rebalances>,
     inbox: &'a mpsc::Receiver<PollCommand>,
     lanes: Vec<Lane>,
-    max_chunk: usize,
     last: usize,
+    /// Bytes of a record, as they last came.
+    mean_bytes: usize,
     watermarks_at: Instant,
     confirmed_at: Instant,
     trouble: Option<Trouble>,
@@ -783,15 +838,14 @@ struct Trouble {
 
 impl<'a> PollLoop<'a> {
     fn new(consumer: FlowConsumer, rebalances: Arc<Rebalances>, inbox: &'a mpsc::Receiver<PollCommand>) -> Self {
-        let max_chunk = max_chunk(rebalances.settings.queue_events);
         let watermarks_at = Instant::now();
         PollLoop {
             consumer,
             rebalances,
             inbox,
             lanes: Vec::new(),
-            max_chunk,
             last: 0,
+            mean_bytes: 0,
             watermarks_at,
             confirmed_at: watermarks_at,
             trouble: None,
@@ -800,95 +854,62 @@ impl<'a> PollLoop<'a> {
     }
 
     fn run(mut self) -> Result<(), KafkaError> {
-        let mut since_look = 0;
+        let mut scratch = Scratch::default();
+        // There may be more records at hand.
+        let mut more = false;
+        let mut served_at = Instant::now();
         loop {
             self.rebalances.settings.pulse.moved("polled");
             fail::fail_point!("poll_thread_poll");
             if !self.obey()? {
                 return Ok(());
             }
-            let (mut collected, mut waits_for_room) = (false, false);
-            for lane in &self.lanes {
-                let (some, fits) = (!lane.records.is_empty(), lane.records.is_empty() || lane.fits());
-                collected |= some && fits;
-                waits_for_room |= !fits || (lane.not_before.is_none() && lane.queue.paused.load(Relaxed));
+            let now = Instant::now();
+            if !more || now.saturating_duration_since(served_at) >= SERVE_EVERY {
+                served_at = now;
+                self.serve()?;
             }
-            let max_chunk = self.chunk_limit();
-            let timeout = match (collected, waits_for_room) {
-                (_, true) => PAUSED_POLL,
-                (true, false) => Duration::ZERO,
-                (false, false) if self.rebalances.settings.retry => IDLE_RETRY_POLL,
-                (false, false) => IDLE_POLL,
-            };
-            // A burst: poll without looking at commands until librdkafka has nothing more at hand.
-            let mut wait = timeout;
-            loop {
-                let polled = self.consumer.poll(wait);
-                if self.rebalances.changed.swap(false, SeqCst) {
-                    Self::follow(&mut self.lanes, &self.rebalances, &self.consumer);
-                }
-                match polled {
-                    Polled::Record(record) => {
-                        self.heard = self.confirmed_at;
-                        Self::trouble_over(&mut self.trouble, &self.rebalances.settings);
-                        let Some(at) = Self::lane_of(&self.lanes, self.last, &record) else {
-                            continue;
-                        };
-                        self.last = at;
-                        let (offset, produced_at) = (record.offset(), record.timestamp_ms());
-                        if !self.lanes[at].reading.expects(offset) {
-                            Self::heed_missed(&mut self.lanes, &self.consumer);
-                            let lane = &mut self.lanes[at];
-                            let (log_start, _) = self.consumer.cached_watermarks(&lane.queue.at);
-                            let found = lane.reading.take(offset, produced_at, log_start);
-                            Self::tell(&self.rebalances.settings.view, &lane.queue.at, found);
-                        } else {
-                            self.lanes[at].reading.take(offset, produced_at, None);
-                        }
-                        let lane = &mut self.lanes[at];
-                        let now_or_later = lane.add(&record, self.rebalances.settings.retry_wait_max);
-                        drop(record);
-                        if !now_or_later {
-                            Self::pause(&self.consumer, lane);
-                            continue;
-                        }
-                        since_look += 1;
-                        if lane.full(max_chunk) {
-                            if !lane.flush() {
-                                Self::pause(&self.consumer, lane);
-                                break;
-                            }
-                        } else if since_look >= LOOK_EVERY {
-                            since_look = 0;
-                            if lane.queue.idle() {
-                                lane.flush();
-                                break;
-                            }
-                        }
-                        wait = Duration::ZERO;
+            more = false;
+            if self.wait_for_room(now) {
+                self.make_room(false, now);
+                continue;
+            }
+            let (most, wait) = (self.batch_limit(), self.patience());
+            let batch = self.consumer.take(&mut scratch, most, wait);
+            let (taken, mut bytes, mut trouble) = (batch.len(), 0, None);
+            if taken > 0 {
+                self.heard = self.confirmed_at;
+                Self::trouble_over(&mut self.trouble, &self.rebalances.settings);
+            }
+            let settings = &self.rebalances.settings;
+            for record in batch {
+                match record {
+                    Ok(record) => {
+                        bytes += Self::take(&mut self.lanes, &mut self.last, &self.consumer, settings, &record);
                     }
-                    Polled::Nothing => {
-                        self.make_room();
-                        break;
-                    }
-                    Polled::Trouble(error @ KafkaError::Fatal(_)) => return Err(error),
-                    // Retry topics are made a moment after the first start.
-                    Polled::Trouble(KafkaError::UnknownTopic(_)) if self.rebalances.settings.retry => break,
-                    Polled::Trouble(error) => {
-                        // Once in a while: librdkafka repeats itself while a broker is away.
-                        let said = self.trouble.as_ref().map(|trouble| trouble.said);
-                        if said.is_none_or(|at| at.elapsed() > TROUBLE_AGAIN) {
-                            let what = match &error {
-                                KafkaError::UnknownTopic(_) => not_there(&self.consumer.unknown_topics(ASK_WITHIN)),
-                                _ => None,
-                            };
-                            self.say_trouble(what.unwrap_or_else(|| error.to_string()));
-                        }
-                        break;
-                    }
+                    Err(error) => trouble = Some(error),
                 }
             }
-            self.make_room();
+            if let Some(error) = trouble {
+                self.troubled(error)?;
+            }
+            self.mean_bytes = bytes.checked_div(taken).unwrap_or(self.mean_bytes);
+            for at in 0..self.lanes.len() {
+                if self.lanes[at].records.is_empty() {
+                    continue;
+                }
+                let limit = self.chunk_limit(&self.lanes[at]);
+                let lane = &mut self.lanes[at];
+                if lane.full(limit) {
+                    if !lane.flush() {
+                        lane.full_since.get_or_insert_with(Instant::now);
+                    }
+                } else if lane.queue.idle() {
+                    lane.flush();
+                }
+            }
+            more = taken == most;
+            self.make_room(!more, now);
             if self.has_lost_brokers() {
                 let PollLoop { consumer, .. } = self;
                 consumer.abandon();
@@ -897,16 +918,156 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// Flushes what fits and resumes partitions whose queue is half empty again: hysteresis, for a pause throws the
-    /// prefetched records away.
-    fn make_room(&mut self) {
-        let mut now = None;
+    /// Runs rebalances and whatever else Kafka has to say.
+    fn serve(&mut self) -> Result<(), KafkaError> {
+        while let Some(said) = self.serve_one() {
+            said.map_or(Ok(()), |error| self.troubled(error))?;
+        }
+        Ok(())
+    }
+
+    /// One thing that Kafka has to say, with the trouble in it; `None` when there is nothing left.
+    fn serve_one(&mut self) -> Option<Option<KafkaError>> {
+        let served = self.consumer.serve();
+        if self.rebalances.changed.swap(false, SeqCst) {
+            Self::follow(&mut self.lanes, &self.rebalances, &self.consumer);
+        }
+        match served? {
+            Served::Stray(record) => {
+                let settings = &self.rebalances.settings;
+                Self::take(&mut self.lanes, &mut self.last, &self.consumer, settings, &record);
+                Some(None)
+            }
+            Served::Trouble(error) => Some(Some(error)),
+        }
+    }
+
+    /// Waits for room if a partition's chunk is full and its queue too: true when that wait has come to its end, whatever
+    /// ended it. A partition that is only slower than Kafka, as all are while a flow catches up, has room in a moment, and a
+    /// pause would throw away what is fetched of it, again and again. The others live on what is in their queues meanwhile. One
+    /// that has none for longer is paused, so that it is in nobody's way.
+    fn wait_for_room(&mut self, now: Instant) -> bool {
+        let mut left = PAUSE_AFTER;
+        let mut waits = false;
+        for lane in &mut self.lanes {
+            let Some(since) = lane.full_since.filter(|_| !lane.queue.paused.load(Relaxed)) else {
+                continue;
+            };
+            if lane.flush() {
+                continue;
+            }
+            let waited = now.saturating_duration_since(since);
+            match waited < PAUSE_AFTER {
+                true => left = left.min(PAUSE_AFTER - waited),
+                false => {
+                    Self::pause(&self.consumer, lane);
+                    continue;
+                }
+            }
+            waits = true;
+        }
+        if waits {
+            let full = || !self.lanes.iter().any(|lane| lane.full_since.is_some() && lane.fits());
+            self.rebalances.room.wait(left, full);
+        }
+        waits
+    }
+
+    /// How long to wait for the next record.
+    fn patience(&self) -> Duration {
+        let (mut collected, mut waits_for_room) = (false, false);
+        for lane in &self.lanes {
+            let (some, fits) = (!lane.records.is_empty(), lane.records.is_empty() || lane.fits());
+            collected |= some && fits;
+            waits_for_room |= !fits || (lane.not_before.is_none() && lane.queue.paused.load(Relaxed));
+        }
+        match (collected, waits_for_room) {
+            (_, true) => PAUSED_POLL,
+            (true, false) => Duration::ZERO,
+            (false, false) if self.rebalances.settings.retry => IDLE_RETRY_POLL,
+            (false, false) => IDLE_POLL,
+        }
+    }
+
+    /// How many records to take at once: chunks may not grow far beyond their limits, in events or in bytes. Retry records come
+    /// one by one: the first whose time has not come stops its partition.
+    fn batch_limit(&self) -> usize {
+        let settings = &self.rebalances.settings;
+        if settings.retry {
+            return 1;
+        }
+        let bytes = MAX_CHUNK_BYTES / self.mean_bytes.max(1);
+        max_batch(settings.queue_events).min(bytes).max(1)
+    }
+
+    /// Takes a record over; says how large it is.
+    fn take(
+        lanes: &mut [Lane],
+        last: &mut usize,
+        consumer: &FlowConsumer,
+        settings: &PollSettings,
+        record: &Record<'_>,
+    ) -> usize {
+        let Some(at) = Self::lane_of(lanes, *last, record) else {
+            return 0;
+        };
+        *last = at;
+        let (offset, produced_at) = (record.offset(), record.timestamp_ms());
+        if !lanes[at].reading.expects(offset) {
+            Self::heed_missed(lanes, consumer);
+            let lane = &mut lanes[at];
+            let (log_start, _) = consumer.cached_watermarks(&lane.queue.at);
+            let found = lane.reading.take(offset, produced_at, log_start);
+            Self::tell(&settings.view, &lane.queue.at, found);
+        } else {
+            lanes[at].reading.take(offset, produced_at, None);
+        }
+        let lane = &mut lanes[at];
+        let before = lane.data.len();
+        if !lane.add(record, produced_at, settings.retry_wait_max) {
+            Self::pause(consumer, lane);
+        }
+        lane.data.len().saturating_sub(before)
+    }
+
+    /// Kafka is not well.
+    ///
+    /// # Errors
+    /// What this consumer cannot recover from.
+    fn troubled(&mut self, error: KafkaError) -> Result<(), KafkaError> {
+        match error {
+            KafkaError::Fatal(_) => return Err(error),
+            // Retry topics are made a moment after the first start.
+            KafkaError::UnknownTopic(_) if self.rebalances.settings.retry => {}
+            error => {
+                // Once in a while: librdkafka repeats itself while a broker is away.
+                let said = self.trouble.as_ref().map(|trouble| trouble.said);
+                if said.is_none_or(|at| at.elapsed() > TROUBLE_AGAIN) {
+                    let what = match &error {
+                        KafkaError::UnknownTopic(_) => not_there(&self.consumer.unknown_topics(ASK_WITHIN)),
+                        _ => None,
+                    };
+                    self.say_trouble(what.unwrap_or_else(|| error.to_string()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Flushes what fits, when nothing more is at hand, and resumes partitions whose queue is half empty again: hysteresis,
+    /// for a pause throws the prefetched records away.
+    fn make_room(&mut self, drained: bool, now: Instant) {
         for lane in &mut self.lanes {
             let paused = lane.queue.paused.load(Relaxed);
             if lane.not_before.is_some() {
-                lane.ripen(*now.get_or_insert_with(Instant::now));
+                lane.ripen(now);
             }
-            let flushed = lane.flush();
+            // While there is more at hand a chunk grows on behind a consumer that is busy.
+            let flushed = if drained || paused {
+                lane.flush()
+            } else {
+                lane.records.is_empty()
+            };
             if paused && flushed && lane.not_before.is_none() {
                 let length = lane.queue.lock().chunks.len();
                 if length <= lane.queue.capacity / 2 {
@@ -917,15 +1078,15 @@ impl<'a> PollLoop<'a> {
                 }
             }
         }
-        if self.confirmed_at.elapsed() >= CONFIRM_EVERY {
-            self.confirmed_at = Instant::now();
+        if now.saturating_duration_since(self.confirmed_at) >= CONFIRM_EVERY {
+            self.confirmed_at = now;
             if let Err(error) = self.consumer.commit(&[]) {
                 say_rarely(&error, "commit could not be queued; the next one covers it");
             }
             self.look_after_kafka();
         }
-        if self.watermarks_at.elapsed() >= WATERMARKS_EVERY {
-            self.watermarks_at = Instant::now();
+        if now.saturating_duration_since(self.watermarks_at) >= WATERMARKS_EVERY {
+            self.watermarks_at = now;
             if let Err(error) = self.consumer.claim_left_out() {
                 say_rarely(
                     &error,
@@ -987,13 +1148,17 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    /// How many events a chunk may hold: few, while the queues are half full, for each partition may have one beyond the limit.
-    fn chunk_limit(&self) -> usize {
-        let settings = &self.rebalances.settings;
-        match self.rebalances.flow_events.load(Relaxed) * 2 < settings.queue_events {
-            true => self.max_chunk,
-            false => (self.max_chunk / 16).max(1),
-        }
+    /// How many events a lane's chunk may hold: together the partitions' chunks are what the queues may hold, for each partition
+    /// may have one whatever the others have. Where a key seldom comes again within a chunk, a larger one finds no more repeats
+    /// and only falls out of the processor's caches.
+    fn chunk_limit(&self, lane: &Lane) -> usize {
+        let share = self.rebalances.settings.queue_events / self.lanes.len().max(4);
+        let most = if lane.queue.repeats.load(Relaxed) {
+            MAX_CHUNK_EVENTS
+        } else {
+            USUAL_CHUNK_EVENTS
+        };
+        share.clamp(1, most)
     }
 
     /// An idle topic says nothing, whether Kafka is there or not: after a silence it is asked, and while there is trouble.
@@ -1048,13 +1213,17 @@ impl<'a> PollLoop<'a> {
         }
     }
 
-    fn lane_of(lanes: &[Lane], last: usize, record: &Record<'_>) -> Option<usize> {
-        let fits = |lane: &Lane| lane.queue.at.partition == record.partition() && lane.queue.at.topic == record.topic();
+    fn lane_of(lanes: &mut [Lane], last: usize, record: &Record<'_>) -> Option<usize> {
         // Records come in runs of one partition.
-        match lanes.get(last) {
-            Some(lane) if fits(lane) => Some(last),
-            _ => lanes.iter().position(fits),
+        let topic = record.topic_id();
+        let runs_on = |lane: &&mut Lane| lane.topic_id == topic && lane.queue.at.partition == record.partition();
+        if lanes.get_mut(last).filter(runs_on).is_some() {
+            return Some(last);
         }
+        let fits = |lane: &Lane| lane.queue.at.partition == record.partition() && lane.queue.at.topic == record.topic();
+        let at = lanes.iter().position(fits)?;
+        lanes[at].topic_id = topic;
+        Some(at)
     }
 
     /// Takes over what a rebalance changed. What was collected of a revoked partition was never consumed.
@@ -1071,12 +1240,14 @@ impl<'a> PollLoop<'a> {
                     Self::tell(&rebalances.settings.view, &queue.at, Some(Found::Gap(gap, None)));
                 }
                 lanes.push(Lane {
+                    topic_id: 0,
                     reading,
                     retry: rebalances.settings.retry,
                     queue: queue.clone(),
                     data: Vec::new(),
                     records: Vec::new(),
                     taken: Instant::now(),
+                    full_since: None,
                     not_before: None,
                 });
             }

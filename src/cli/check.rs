@@ -293,13 +293,13 @@ mod tests {
                     "prefetch",
                     2 * ((3 << 20) + (50_000 + 32_768) * 512 + (2 << 20) + (10_000 + 32_768) * 512)
                 ),
-                // Two lanes, three servers to one peer and one to the other; four chunks of 250 events in each mailbox.
-                ("dirty keys", 2 * (3 + 1) * (100 + 1000) * 512),
+                // Two lanes, three servers to one peer and one to the other; four chunks of 499 events at most in each mailbox.
+                ("dirty keys", 2 * (3 + 1) * (100 + 4 * 499) * 512),
                 ("parking", 2 * (3 + 1) * 8192 * 2048),
                 ("stamps", (3 * 16) << 20),
                 ("agent in flight", 32 << 20),
                 ("agent calls", (3 + 3) * ((2 + 1) << 20)),
-                ("allocator", 91_703_296),
+                ("allocator", 92_723_200),
             ]
         );
     }
