@@ -1,8 +1,9 @@
-//! The open batch: the newest item per key, until it leaves on bytes, count or linger. A plain type without clock or I/O.
+//! The open batch: the newest item per key, until it leaves on bytes, count or linger, or because nothing is under way. A plain type without clock or I/O.
 
-use bytes::Bytes;
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
+use std::hash::BuildHasher;
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use tokio::time::Instant;
 
 use crate::relay::{HeldEvent, HeldItem, Seen};
@@ -16,6 +17,8 @@ pub enum Trigger {
     Items,
     /// Its oldest item had waited for `batch.linger`.
     Linger,
+    /// Its oldest item had waited for `batch.idle_linger`, and nothing was under way to the peer.
+    Idle,
 }
 
 impl Trigger {
@@ -25,6 +28,7 @@ impl Trigger {
             Trigger::Bytes => "bytes",
             Trigger::Items => "items",
             Trigger::Linger => "linger",
+            Trigger::Idle => "idle",
         }
     }
 }
@@ -44,7 +48,9 @@ pub struct OpenBatch {
     max_items: usize,
     max_bytes: usize,
     items: Vec<HeldItem>,
-    newest: HashMap<(u16, Bytes), usize, foldhash::fast::RandomState>,
+    /// By cache and key: the place among the items.
+    newest: HashTable<u32>,
+    hasher: foldhash::fast::RandomState,
     bytes: usize,
     opened: Option<Instant>,
 }
@@ -56,7 +62,8 @@ impl OpenBatch {
             max_items,
             max_bytes,
             items: Vec::with_capacity(max_items.min(4096)),
-            newest: HashMap::default(),
+            newest: HashTable::new(),
+            hasher: Default::default(),
             bytes: 0,
             opened: None,
         }
@@ -103,14 +110,21 @@ impl OpenBatch {
         survives: impl Fn(&HeldEvent, &HeldEvent) -> bool,
     ) -> Option<Replaced> {
         self.opened.get_or_insert(now);
-        let at = match self.newest.entry((item.event.cache, item.event.key.clone())) {
+        let items = &self.items;
+        let hash_of = |event: &HeldEvent| self.hasher.hash_one((event.cache, &event.key[..]));
+        let same = |at: &u32| {
+            let held = &items[*at as usize].event;
+            held.key == item.event.key && held.cache == item.event.cache
+        };
+        let rehash = |at: &u32| hash_of(&items[*at as usize].event);
+        let at = match self.newest.entry(hash_of(&item.event), same, rehash) {
             Entry::Vacant(entry) => {
-                entry.insert(self.items.len());
+                entry.insert(self.items.len() as u32);
                 self.bytes += item.bytes();
                 self.items.push(item);
                 return None;
             }
-            Entry::Occupied(entry) => *entry.get(),
+            Entry::Occupied(entry) => *entry.get() as usize,
         };
         let older = &mut self.items[at];
         let stays = survives(&item.event, &older.event);
@@ -164,7 +178,7 @@ impl OpenBatch {
         self.newest.clear();
         self.bytes = 0;
         self.opened = None;
-        let next = Vec::with_capacity(self.items.len());
+        let next = Vec::with_capacity((self.items.len() * 2).min(self.max_items));
         std::mem::replace(&mut self.items, next)
     }
 }
@@ -176,6 +190,7 @@ mod tests {
     use crate::outcome::Outcome;
     use crate::relay::Ticket;
     use crate::wire::Expiry;
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     fn item(key: u8, seq: u64, seen: Seen, looked_at: u64) -> HeldItem {

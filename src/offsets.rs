@@ -72,6 +72,15 @@ impl Accounts {
         self.consumed == self.outcomes.iter().sum::<u64>() + self.in_flight_total()
     }
 
+    /// These events of a block are not held any more where they were.
+    fn leave(&mut self, block: &Block, events: u64) {
+        let in_flight = u64::from((events & block.in_flight).count_ones());
+        let dirty = u64::from((events & block.dirty).count_ones());
+        self.in_flight -= in_flight;
+        self.dirty -= dirty;
+        self.waiting -= u64::from(events.count_ones()) - in_flight - dirty;
+    }
+
     fn held(&mut self, hold: Hold) -> &mut u64 {
         match hold {
             Hold::Waiting => &mut self.waiting,
@@ -89,34 +98,53 @@ const NOTHING: i64 = i64::MIN;
 
 /// Open events among 64 neighbours: one bit each in `open`, at most one in `in_flight` or `dirty`, and what the
 /// watermark is when all before it are finished.
+#[derive(Default)]
 struct Block {
     open: u64,
     in_flight: u64,
     dirty: u64,
-    before: [i64; BLOCK as usize],
+    /// The watermark before its first event, had it been opened: of the others as many more as they come later, unless
+    /// offsets have holes.
+    base: i64,
+    /// Each event's own, once one of them stands behind a hole.
+    holes: Option<Box<[i64; BLOCK as usize]>>,
 }
 
 // The budget of the design: at most 16 bytes per open event, in a full block.
-const _: () = assert!(size_of::<Block>() <= 16 * BLOCK as usize);
+const _: () = assert!(size_of::<Block>() + 8 * BLOCK as usize <= 16 * BLOCK as usize);
 
 impl Block {
-    fn hold(&self, bit: u64) -> Hold {
-        if self.in_flight & bit != 0 {
-            Hold::InFlight
-        } else if self.dirty & bit != 0 {
-            Hold::Dirty
-        } else {
-            Hold::Waiting
+    /// The watermark when all before its event `n` are finished.
+    fn before(&self, n: u64) -> i64 {
+        match &self.holes {
+            None => self.base.wrapping_add(n as i64),
+            Some(holes) => holes[n as usize],
         }
     }
 
-    fn set_hold(&mut self, bit: u64, hold: Hold) {
-        self.in_flight &= !bit;
-        self.dirty &= !bit;
+    /// The same of an event that is opened now, the newest of the block.
+    fn open(&mut self, n: u64, before: i64) {
+        if self.open == 0 && self.holes.is_none() {
+            // Those before it are finished, and nobody asks about them any more.
+            self.base = before.wrapping_sub(n as i64);
+        } else if self.before(n) != before {
+            let base = self.base;
+            let holes = self
+                .holes
+                .get_or_insert_with(|| Box::new(std::array::from_fn(|at| base.wrapping_add(at as i64))));
+            holes[n as usize] = before;
+        }
+        self.open |= 1 << n;
+    }
+
+    /// Where the events of these bits are held from now on.
+    fn set_hold(&mut self, bits: u64, hold: Hold) {
+        self.in_flight &= !bits;
+        self.dirty &= !bits;
         match hold {
             Hold::Waiting => {}
-            Hold::InFlight => self.in_flight |= bit,
-            Hold::Dirty => self.dirty |= bit,
+            Hold::InFlight => self.in_flight |= bits,
+            Hold::Dirty => self.dirty |= bits,
         }
     }
 }
@@ -178,7 +206,7 @@ impl Tracker {
         let before = self.end;
         self.pass(offset);
 
-        let (number, bit) = place(seq);
+        let (number, _) = place(seq);
         if self.blocks.is_empty() {
             self.first = number;
         }
@@ -187,9 +215,8 @@ impl Tracker {
         }
         let spare = &mut self.spare;
         if let Some(place) = self.blocks.back_mut() {
-            let block = place.get_or_insert_with(|| spare.take().unwrap_or_else(empty_block));
-            block.open |= bit;
-            block.before[(seq % BLOCK) as usize] = before;
+            let block = place.get_or_insert_with(|| spare.take().unwrap_or_default());
+            block.open(seq % BLOCK, before);
         }
         self.accounts.waiting += 1;
         seq
@@ -203,41 +230,72 @@ impl Tracker {
 
     /// An open event is now held there. False, counted in [`late`](Self::late), when it is not open (any more).
     pub fn hold(&mut self, seq: Seq, hold: Hold) -> bool {
-        let bit = place(seq).1;
-        let Some(block) = open_block(&mut self.blocks, self.first, seq) else {
-            self.late += 1;
-            return false;
-        };
-        *self.accounts.held(block.hold(bit)) -= 1;
-        *self.accounts.held(hold) += 1;
-        block.set_hold(bit, hold);
-        true
+        self.hold_run(seq, 1, hold) == 1
+    }
+
+    /// The same for `count` events that follow one another; returns how many of them were open.
+    pub fn hold_run(&mut self, first: Seq, count: u64, hold: Hold) -> u64 {
+        self.run(first, count, |accounts, block, open| {
+            accounts.leave(block, open);
+            *accounts.held(hold) += u64::from(open.count_ones());
+            block.set_hold(open, hold);
+        })
     }
 
     /// Ends an open event. False, changing nothing but [`late`](Self::late), when it was not open: late or twice.
     ///
     /// [`Outcome::Released`] ends it too, but the watermark stays below it from then on.
     pub fn finish(&mut self, seq: Seq, outcome: Outcome) -> bool {
-        let (number, bit) = place(seq);
-        let Some(block) = open_block(&mut self.blocks, self.first, seq) else {
-            self.late += 1;
-            return false;
-        };
-        *self.accounts.held(block.hold(bit)) -= 1;
-        self.accounts.outcomes[outcome.index()] += 1;
-        if outcome == Outcome::Released {
-            self.ceiling = self.ceiling.min(block.before[(seq % BLOCK) as usize]);
-        }
-        block.set_hold(bit, Hold::Waiting);
-        block.open &= !bit;
-        if block.open == 0 {
-            self.spare = self.blocks[(number - self.first) as usize].take();
-            while let Some(None) = self.blocks.front() {
-                self.blocks.pop_front();
-                self.first += 1;
+        self.finish_run(seq, 1, outcome) == 1
+    }
+
+    /// The same for `count` events that follow one another; returns how many of them were open.
+    pub fn finish_run(&mut self, first: Seq, count: u64, outcome: Outcome) -> u64 {
+        let mut ceiling = self.ceiling;
+        let finished = self.run(first, count, |accounts, block, open| {
+            accounts.leave(block, open);
+            accounts.outcomes[outcome.index()] += u64::from(open.count_ones());
+            if outcome == Outcome::Released && open != 0 {
+                ceiling = ceiling.min(block.before(u64::from(open.trailing_zeros())));
+            }
+            block.set_hold(open, Hold::Waiting);
+            block.open &= !open;
+        });
+        self.ceiling = ceiling;
+        finished
+    }
+
+    /// Does something to those of `count` events that are open, block by block: `work` gets a block and their bits in it.
+    /// Returns how many they are; the others are late.
+    fn run(&mut self, first: Seq, count: u64, mut work: impl FnMut(&mut Accounts, &mut Block, u64)) -> u64 {
+        let (mut seq, end) = (first, first.saturating_add(count));
+        let mut found = 0;
+        while seq < end {
+            let (number, _) = place(seq);
+            let at = seq % BLOCK;
+            let here = (BLOCK - at).min(end - seq);
+            let bits = (u64::MAX >> (BLOCK - here)) << at;
+            seq += here;
+            let index = number.checked_sub(self.first).map(|index| index as usize);
+            let place = index.and_then(|index| self.blocks.get_mut(index));
+            let Some(slot) = place.filter(|slot| slot.is_some()) else {
+                continue;
+            };
+            let Some(block) = slot else { continue };
+            let open = block.open & bits;
+            found += u64::from(open.count_ones());
+            work(&mut self.accounts, block, open);
+            if block.open == 0 {
+                block.holes = None;
+                self.spare = slot.take();
             }
         }
-        true
+        while let Some(None) = self.blocks.front() {
+            self.blocks.pop_front();
+            self.first += 1;
+        }
+        self.late += count - found;
+        found
     }
 
     /// Every open event ends as released; returns how many. The watermark stays where it is from now on, and whatever
@@ -270,13 +328,13 @@ impl Tracker {
         for (number, block) in (self.first..).zip(&self.blocks) {
             let Some(block) = block else { continue };
             for n in (0..BLOCK).filter(|n| block.open & block.in_flight & (1 << n) != 0) {
-                let from = block.before[n as usize];
+                let from = block.before(n);
                 let next = number * BLOCK + n + 1;
                 // Opened while this block lived, if it was opened at all; of another block that is not known.
-                let to = match block.before.get(n as usize + 1) {
+                let to = match n + 1 {
                     _ if next == self.next_seq => self.end,
-                    Some(next) => *next,
-                    None => from.saturating_add(1),
+                    BLOCK => from.saturating_add(1),
+                    next => block.before(next),
                 };
                 match spans.last_mut() {
                     Some(last) if last.1 >= from => last.1 = to,
@@ -312,7 +370,7 @@ impl Tracker {
 
     fn position(&self) -> i64 {
         let reached = match self.blocks.front() {
-            Some(Some(block)) => block.before[block.open.trailing_zeros() as usize % BLOCK as usize],
+            Some(Some(block)) => block.before(u64::from(block.open.trailing_zeros()) % BLOCK),
             _ => self.end,
         };
         reached.min(self.ceiling)
@@ -322,25 +380,6 @@ impl Tracker {
 /// The number of an event's block and its bit in there.
 fn place(seq: Seq) -> (u64, u64) {
     (seq / BLOCK, 1 << (seq % BLOCK))
-}
-
-/// The block of an event, if the event is open.
-fn open_block(blocks: &mut VecDeque<Option<Box<Block>>>, first: u64, seq: Seq) -> Option<&mut Block> {
-    let (number, bit) = place(seq);
-    let index = usize::try_from(number.checked_sub(first)?).ok()?;
-    blocks
-        .get_mut(index)?
-        .as_deref_mut()
-        .filter(|block| block.open & bit != 0)
-}
-
-fn empty_block() -> Box<Block> {
-    Box::new(Block {
-        open: 0,
-        in_flight: 0,
-        dirty: 0,
-        before: [NOTHING; BLOCK as usize],
-    })
 }
 
 #[cfg(test)]
@@ -473,9 +512,13 @@ mod tests {
     enum Step {
         Open(i64),
         Pass(i64),
-        Hold(u64, Hold),
-        Finish(u64, Outcome),
+        Hold(u64, u64, Hold),
+        Finish(u64, u64, Outcome),
         Release,
+    }
+
+    fn run() -> impl Strategy<Value = u64> {
+        prop_oneof![8 => Just(1u64), 1 => 0u64..150]
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -483,10 +526,14 @@ mod tests {
         prop_oneof![
             40 => (1i64..4).prop_map(Step::Open),
             4 => (1i64..4).prop_map(Step::Pass),
-            // How far back from the newest event: late, double and unknown ones come about by themselves.
-            20 => (0u64..90, hold).prop_map(|(back, hold)| Step::Hold(back, hold)),
-            60 => (0u64..90, prop::sample::select(&Outcome::ALL[..10])).prop_map(|(back, how)| Step::Finish(back, how)),
-            1 => (0u64..90).prop_map(|back| Step::Finish(back, Released)),
+            // Without holes, as most topics are; then whole blocks are one run.
+            40 => Just(Step::Open(1)),
+            // How far back from the newest event, and how many: late, double and unknown ones come about by themselves.
+            20 => (0u64..200, run(), hold).prop_map(|(back, count, hold)| Step::Hold(back, count, hold)),
+            60 => (0u64..200, run(), prop::sample::select(&Outcome::ALL[..10]))
+                .prop_map(|(back, count, how)| Step::Finish(back, count, how)),
+            1 => (0u64..90).prop_map(|back| Step::Finish(back, 1, Released)),
+            1 => (0u64..90, run()).prop_map(|(back, count)| Step::Finish(back, count, Released)),
             1 => Just(Step::Release),
         ]
     }
@@ -517,6 +564,21 @@ mod tests {
                 .map(|(offset, _)| *offset)
                 .chain(self.passed.iter().copied());
             seen.filter(|offset| *offset < limit).max().map(|offset| offset + 1)
+        }
+
+        /// Puts those of a run that are open there; how many they are.
+        fn change(&mut self, first: u64, count: u64, to: Result<Hold, Outcome>) -> u64 {
+            let mut changed = 0;
+            for seq in (0..count).map(|n| first.saturating_add(n)) {
+                match self.events.get_mut(seq as usize).filter(|(_, state)| state.is_ok()) {
+                    Some((_, state)) => {
+                        *state = to;
+                        changed += 1;
+                    }
+                    None => self.late += 1,
+                }
+            }
+            changed
         }
 
         fn count(&self, wanted: Result<Hold, Outcome>) -> u64 {
@@ -618,17 +680,15 @@ mod tests {
                         it.pass(offset);
                         naive.passed.push(offset);
                     }
-                    Step::Hold(back, hold) => {
+                    Step::Hold(back, count, hold) => {
                         let seq = (naive.events.len() as u64).wrapping_sub(back);
-                        let open = naive.events.get_mut(seq as usize).filter(|(_, state)| state.is_ok());
-                        prop_assert_eq!(it.hold(seq, hold), open.is_some());
-                        open.map_or_else(|| naive.late += 1, |(_, state)| *state = Ok(hold));
+                        let open = naive.change(seq, count, Ok(hold));
+                        prop_assert_eq!(it.hold_run(seq, count, hold), open);
                     }
-                    Step::Finish(back, outcome) => {
+                    Step::Finish(back, count, outcome) => {
                         let seq = (naive.events.len() as u64).wrapping_sub(back);
-                        let open = naive.events.get_mut(seq as usize).filter(|(_, state)| state.is_ok());
-                        prop_assert_eq!(it.finish(seq, outcome), open.is_some());
-                        open.map_or_else(|| naive.late += 1, |(_, state)| *state = Err(outcome));
+                        let open = naive.change(seq, count, Err(outcome));
+                        prop_assert_eq!(it.finish_run(seq, count, outcome), open);
                     }
                     Step::Release => {
                         let watermark = naive.watermark();

@@ -272,6 +272,11 @@ impl ByteBudget {
         self.used.load(Relaxed).max(0) as usize
     }
 
+    /// All bytes there are.
+    pub fn limit(&self) -> usize {
+        self.limit as usize
+    }
+
     /// Bytes that may still be read; 0 when the budget is used up or overdrawn.
     pub fn free(&self) -> usize {
         (self.limit - self.used.load(Relaxed)).max(0) as usize

@@ -219,6 +219,19 @@ pub struct HeldItem {
 }
 
 impl HeldItem {
+    /// How the event ends when the peer applies it.
+    pub fn outcome(&self) -> Outcome {
+        match self.seen {
+            Seen::Value { .. } | Seen::Touch(_) => Outcome::Applied,
+            Seen::Nothing(outcome) => outcome,
+        }
+    }
+
+    /// It only touches: with nothing there to touch, the key is looked at again.
+    pub fn only_touches(&self) -> bool {
+        matches!(self.seen, Seen::Touch(_))
+    }
+
     /// Bytes of the flow's budget that this item holds.
     pub fn bytes(&self) -> usize {
         match &self.seen {
@@ -242,10 +255,21 @@ pub enum Fate {
     InFlight,
 }
 
+/// What became of events that follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first of them.
+    pub first: Seq,
+    /// How many they are.
+    pub count: u32,
+    /// Of each of them.
+    pub fate: Fate,
+}
+
 /// Fates of events of one partition consumer, in order. A fact: it takes no slot.
 #[derive(Message, Debug)]
 #[rtype(result = "()")]
-pub struct EventsReported(pub Vec<(Seq, Fate)>);
+pub struct EventsReported(pub Vec<Run>);
 
 /// One partition's numbers, taken in one snapshot.
 #[derive(Clone, Debug, Default)]
@@ -847,11 +871,9 @@ impl FlowShared {
                 match consumers.get(&consumer) {
                     Some(recipient) => recipient.do_send(EventsReported(fates)),
                     None => {
-                        let ended = fates
-                            .iter()
-                            .filter(|(_, fate)| matches!(fate, Fate::Finished(_)))
-                            .count();
-                        self.view.accounts.late.fetch_add(ended as u64, Relaxed);
+                        let ended = fates.iter().filter(|run| matches!(run.fate, Fate::Finished(_)));
+                        let ended = ended.map(|run| u64::from(run.count)).sum::<u64>();
+                        self.view.accounts.late.fetch_add(ended, Relaxed);
                     }
                 }
             }
@@ -1051,7 +1073,7 @@ impl FlowShared {
 /// Fates collected while a batch is worked on, sent with [`FlowShared::report`].
 #[derive(Debug, Default)]
 pub struct Reports {
-    fates: Vec<(u32, Vec<(Seq, Fate)>)>,
+    fates: Vec<(u32, Vec<Run>)>,
     /// Where the last one went: events come in runs of one partition.
     last: usize,
     permits: PerServer,
@@ -1114,7 +1136,18 @@ impl Reports {
                 self.fates.push((ticket.consumer, Vec::new()));
             }
         }
-        self.fates[self.last].1.push((ticket.seq, fate));
+        let runs = &mut self.fates[self.last].1;
+        match runs.last_mut() {
+            // Events of a partition go through a lane in order: most follow one another, and end alike.
+            Some(run) if run.fate == fate && run.first + u64::from(run.count) == ticket.seq && run.count < u32::MAX => {
+                run.count += 1;
+            }
+            _ => runs.push(Run {
+                first: ticket.seq,
+                count: 1,
+                fate,
+            }),
+        }
     }
 }
 
@@ -1142,9 +1175,46 @@ pub struct LaneClock {
     lz4: AtomicBool,
     /// By cache index.
     accepted: Vec<AtomicBool>,
+    /// Batches that were handed to the link and are not acked.
+    under_way: AtomicUsize,
+    /// The coalescer waits for there to be none.
+    idle_awaited: AtomicBool,
+}
+
+/// A batch is under way, from the coalescer until it is acked or given up.
+#[derive(Debug)]
+pub struct UnderWay(Arc<LaneClock>);
+
+impl UnderWay {
+    /// One batch more.
+    pub fn new(clock: &Arc<LaneClock>) -> UnderWay {
+        clock.under_way.fetch_add(1, Relaxed);
+        UnderWay(clock.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Relaxed);
+    }
 }
 
 impl LaneClock {
+    /// Whether no batch is under way.
+    pub fn is_idle(&self) -> bool {
+        self.under_way.load(Relaxed) == 0
+    }
+
+    /// The coalescer wants to hear when no batch is under way any more.
+    pub fn await_idle(&self) {
+        self.idle_awaited.store(true, Relaxed);
+    }
+
+    /// Whether the coalescer is to be told now that no batch is under way. Once.
+    pub fn tell_idle(&self) -> bool {
+        self.is_idle() && self.idle_awaited.swap(false, Relaxed)
+    }
+
     /// The clock of a lane that has heard nothing yet.
     pub fn new(caches: usize) -> Self {
         let accepted = (0..caches).map(|_| AtomicBool::new(false)).collect();

@@ -1,14 +1,17 @@
 //! BatchCoalescer: one per lane.
 //!
 //! In: items from the lane's cache readers ([`TakeItems`]). Out: encoded, compressed batches to the lane's link.
-//! The newest item per key stays; a batch leaves on bytes, count or linger. While the link's mailbox is full it takes
+//! The newest item per key stays; a batch leaves on bytes, count or linger, which is shorter while nothing is under way to the
+//! peer: waiting for company pays while there is something to wait behind. While the link's mailbox is full it takes
 //! nothing more, so its own fills and the readers wait.
 //! Bounded by: `mailbox.batch_coalescer`, `batch.max_items`, `batch.max_bytes`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::coalesce::{OpenBatch, Trigger};
@@ -18,7 +21,7 @@ use crate::failpoint;
 use crate::handoff::{Carried, Handoff};
 use crate::outcome::Outcome;
 use crate::pulse::{PULSE_EVERY, Pulse};
-use crate::relay::{FlowShared, HeldEvent, HeldItem, LaneClock, ORIGIN_OTHER, Reports, Seen};
+use crate::relay::{FlowShared, HeldItem, LaneClock, ORIGIN_OTHER, Reports, Seen, UnderWay};
 use crate::telemetry::BatchClosed;
 use crate::telemetry::PathStage;
 use crate::wire::{Codec, EncodedBatch, Expiry, ItemEncoder, ItemOp, ItemRef};
@@ -37,8 +40,8 @@ pub struct ShipBatch {
     pub encoded: EncodedBatch,
     /// When the items' ages were written.
     pub encoded_at: Instant,
-    /// By index in the batch.
-    pub items: Vec<ShippedItem>,
+    /// By index in the batch; their values are let go of.
+    pub items: Vec<HeldItem>,
     /// Bytes of the flow's budget that the batch holds until it is acked.
     pub bytes: usize,
     /// The session all its looks were made in.
@@ -47,20 +50,14 @@ pub struct ShipBatch {
     pub trigger: Trigger,
     /// The spans of those of its items that are traced.
     pub members: Vec<TraceContext>,
+    /// It is on its way, until this is dropped.
+    pub under_way: UnderWay,
 }
 
-/// What the link keeps of an item.
-#[derive(Debug)]
-pub struct ShippedItem {
-    /// The event it answers.
-    pub event: HeldEvent,
-    /// How the event ends when the peer applies it.
-    pub outcome: Outcome,
-    /// It only touches: with nothing there to touch, the key is looked at again.
-    pub touch: bool,
-    /// When its look was sent, and answered.
-    pub looked: (Instant, Instant),
-}
+/// Nothing is under way to the peer any more. A fact; sent when it was asked for with [`LaneClock::await_idle`].
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct LinkIdle;
 
 /// See the module.
 pub struct BatchCoalescer {
@@ -72,7 +69,8 @@ pub struct BatchCoalescer {
     inbox: VecDeque<Carried<TakeItems>>,
     outbox: Option<ShipBatch>,
     sending: bool,
-    linger: Option<SpawnHandle>,
+    /// When the open batch is looked at again.
+    linger: Option<(Instant, SpawnHandle)>,
     pulse: Arc<Pulse>,
 }
 
@@ -116,6 +114,14 @@ impl Handler<Carried<TakeItems>> for BatchCoalescer {
     }
 }
 
+impl Handler<LinkIdle> for BatchCoalescer {
+    type Result = ();
+
+    fn handle(&mut self, LinkIdle: LinkIdle, ctx: &mut Self::Context) {
+        self.ship_if_due(ctx);
+    }
+}
+
 impl BatchCoalescer {
     /// Takes items while there is a way out for the batch they may fill.
     fn advance(&mut self, ctx: &mut Context<Self>) {
@@ -156,29 +162,54 @@ impl BatchCoalescer {
             }
         }
         self.shared.report(&mut reports);
-        if let (Some(opened), None) = (self.open.opened(), self.linger) {
-            let wait = (opened + self.shared.config.batch.linger).saturating_duration_since(Instant::now());
-            self.linger = Some(ctx.run_later(wait, |act, ctx| {
-                act.linger = None;
-                act.lingered(ctx);
-            }));
+        self.ship_if_due(ctx);
+    }
+
+    /// How long the open batch waits for company: less when there is nothing to wait behind.
+    fn patience(&self) -> (Duration, Trigger) {
+        let batch = &self.shared.config.batch;
+        match self.clock.is_idle() {
+            true if batch.idle_linger < batch.linger => (batch.idle_linger, Trigger::Idle),
+            _ => (batch.linger, Trigger::Linger),
         }
     }
 
-    fn lingered(&mut self, ctx: &mut Context<Self>) {
-        if !self.open.is_empty() && self.outbox.is_none() {
-            self.close(Trigger::Linger, ctx);
+    /// The open batch leaves if it has waited for long enough; else it is looked at again when it has.
+    fn ship_if_due(&mut self, ctx: &mut Context<Self>) {
+        let Some(opened) = self.open.opened().filter(|_| self.outbox.is_none() && !self.sending) else {
+            // It leaves as soon as the one before it has left.
+            return;
+        };
+        let (patience, trigger) = self.patience();
+        let left = patience.saturating_sub(opened.elapsed());
+        if left.is_zero() {
+            self.close(trigger, ctx);
+            return;
         }
-        // Else it leaves as soon as the one before it has left.
+        if trigger == Trigger::Linger {
+            self.clock.await_idle();
+        }
+        let at = opened + patience;
+        match self.linger {
+            Some((set, _)) if set <= at => return,
+            Some((_, later)) => _ = ctx.cancel_future(later),
+            None => {}
+        }
+        let timer = ctx.run_later(left, |act, ctx| {
+            act.linger = None;
+            act.ship_if_due(ctx);
+        });
+        self.linger = Some((at, timer));
     }
 
     /// Encodes the open batch and hands it to the link.
     fn close(&mut self, trigger: Trigger, ctx: &mut Context<Self>) {
-        if let Some(timer) = self.linger.take() {
+        if let Some((_, timer)) = self.linger.take() {
             ctx.cancel_future(timer);
         }
         self.pulse.moved("closed a batch");
-        let items = self.open.take();
+        // They stay where they are: an item is large beside what is read of it from here on.
+        let mut items = self.open.take();
         let now = Instant::now();
         // All looks of a session or none: one that was made in another is for the link to refuse.
         let session = items.first().map_or(0, |item| item.session);
@@ -187,28 +218,19 @@ impl BatchCoalescer {
         } else {
             0
         };
-        let mut shipped = Vec::with_capacity(items.len());
         let mut bytes = 0;
         let mut members = Vec::new();
-        for mut item in items {
+        for item in &mut items {
             bytes += item.bytes();
             if let Some(trace) = &mut item.event.trace {
                 trace.enter(PathStage::Link, now);
                 members.extend(trace.exported.then(|| trace.context()));
             }
             self.encoder
-                .push(&encodable(&item, self.shared.wire_cache(item.event.cache), now));
-            let (outcome, touch) = match item.seen {
-                Seen::Value { .. } => (Outcome::Applied, false),
-                Seen::Touch(_) => (Outcome::Applied, true),
-                Seen::Nothing(outcome) => (outcome, false),
-            };
-            shipped.push(ShippedItem {
-                event: item.event,
-                outcome,
-                touch,
-                looked: (item.looked, item.seen_at),
-            });
+                .push(&encodable(item, self.shared.wire_cache(item.event.cache), now));
+            if let Seen::Value { value, .. } = &mut item.seen {
+                *value = Bytes::new();
+            }
         }
         let codec = match self.shared.config.batch.compression {
             Compression::Lz4 if self.clock.lz4() => Codec::Lz4,
@@ -217,18 +239,19 @@ impl BatchCoalescer {
         let encoded = self.encoder.finish(codec);
         self.shared.metrics.batch_closed(BatchClosed {
             trigger: trigger.name(),
-            items: shipped.len(),
+            items: items.len(),
             raw: encoded.raw_len as usize,
             wire: encoded.payload.len(),
         });
         self.outbox = Some(ShipBatch {
             encoded,
             encoded_at: now,
-            items: shipped,
+            items,
             bytes,
             session,
             trigger,
             members,
+            under_way: UnderWay::new(&self.clock),
         });
         self.send(ctx);
     }
@@ -247,13 +270,6 @@ impl BatchCoalescer {
             act.pulse.moved("handed a batch on");
             if sent {
                 act.send(ctx);
-                let lingered = act
-                    .open
-                    .opened()
-                    .is_some_and(|at| at.elapsed() >= act.shared.config.batch.linger);
-                if act.outbox.is_none() && lingered {
-                    act.close(Trigger::Linger, ctx);
-                }
                 act.advance(ctx);
             }
             // Else the link is gone and the flow is about to be rebuilt from its committed offsets.

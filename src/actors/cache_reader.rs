@@ -29,7 +29,7 @@ use crate::failpoint;
 use crate::handoff::{Carried, Handoff, Slot};
 use crate::kafka::{KafkaError, Produce, Producer};
 use crate::look::{MeanSize, expiry, remaining};
-use crate::memcached::{Connection, LookRequest, Looked, MemcachedError};
+use crate::memcached::{Connection, Look, Looked, MemcachedError};
 use crate::outcome::Outcome;
 use crate::parking::{self, RetryRecord};
 use crate::permits::Urgency;
@@ -48,6 +48,10 @@ use super::partition_consumer::merged;
 const SECOND_LOOK_AFTER: Duration = Duration::from_millis(25);
 /// An event older than this is not ahead of its write.
 const SECOND_LOOK_UNTIL_MS: i64 = 1_000;
+/// One read takes so many-th of the flow's bytes at most.
+const READ_PART: usize = 8;
+/// Room for so many events is made before they are counted.
+const READ_AHEAD: usize = 1024;
 /// How often what keys wait for is published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
 /// Events of one reader that are being parked; more wait as dirty keys, and in Kafka.
@@ -576,6 +580,18 @@ impl CacheReader {
         }
     }
 
+    /// Takes up to `most` events out of the messages, oldest first.
+    fn take_inbound(&mut self, most: usize, events: &mut Vec<HeldEvent>) {
+        while events.len() < most
+            && let Some(front) = self.inbox.front_mut()
+        {
+            events.extend(front.events.by_ref().take(most - events.len()));
+            if front.events.len() == 0 {
+                self.taken_over();
+            }
+        }
+    }
+
     /// The oldest message has no more events: its slot is given up, unless the dirty keys are too many already.
     fn taken_over(&mut self) {
         if let Some(message) = self.inbox.pop_front()
@@ -585,9 +601,11 @@ impl CacheReader {
         }
     }
 
-    /// How many keys the next read may ask for: what the free bytes hold of values of the mean size.
+    /// How many keys the next read may ask for: what the free bytes hold of values of the mean size, and a part of all bytes,
+    /// for memcached's replies must be there within the time of one call.
     fn read_size(&self) -> usize {
-        let room = self.parts.shared.bytes.free() / (self.mean.bytes() + ITEM_OVERHEAD);
+        let bytes = &self.parts.shared.bytes;
+        let room = bytes.free().min(bytes.limit() / READ_PART) / (self.mean.bytes() + ITEM_OVERHEAD);
         room.min(self.parts.shared.config.memcached.max_read_keys).max(1)
     }
 
@@ -607,8 +625,12 @@ impl CacheReader {
             self.wait_for_bytes(ctx);
             return false;
         }
-        let mut events = Vec::with_capacity(most);
+        let mut events = Vec::with_capacity(most.min(READ_AHEAD));
         let mut reports = Reports::default();
+        if self.dirty.is_empty() && self.ready.is_empty() && self.missed.is_empty() {
+            // The usual case: what came is what is read.
+            self.take_inbound(most, &mut events);
+        }
         while events.len() < most {
             let event = match self.ready.pop_front() {
                 Some(event) => event,
@@ -666,24 +688,17 @@ impl CacheReader {
         self.look_began = now;
         let reserved = events.len() * (self.mean.bytes() + ITEM_OVERHEAD);
         self.parts.shared.take_bytes(reserved);
-        let requests: Vec<LookRequest> = events
-            .iter()
-            .map(|event| LookRequest {
-                key: event.key.clone(),
-                value: event.op != Op::Touch || event.full,
-            })
-            .collect();
         let connection = self.connection.take();
         let address = self.parts.address.clone();
         let settings = self.parts.shared.config.memcached.clone();
         let read = async move {
-            let mut out = Vec::with_capacity(requests.len());
+            let mut out = Vec::with_capacity(events.len());
             let work = async {
                 let mut connection = match connection {
                     Some(connection) => connection,
                     None => Connection::connect(&address, settings.connect_timeout).await?,
                 };
-                connection.look(&requests, &mut out).await?;
+                connection.look(&events, &mut out).await?;
                 Ok::<_, MemcachedError>(connection)
             };
             // A read that is given up harms nobody: its connection goes with it.
@@ -693,9 +708,9 @@ impl CacheReader {
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("no answer within {limit:?}")),
             };
-            (result, out)
+            (result, events, out)
         };
-        ctx.spawn(read.into_actor(self).map(move |(result, out), act, ctx| {
+        ctx.spawn(read.into_actor(self).map(move |(result, events, out), act, ctx| {
             act.reading = false;
             act.stuck = false;
             act.pulse.moved("looked");
@@ -776,6 +791,7 @@ impl CacheReader {
         let now = Instant::now();
         let (mut bytes, mut values, mut value_bytes) = (0, 0, 0);
         let before = self.outbox.len();
+        self.outbox.reserve(events.len());
         let mut reports = Reports::default();
         if let Some(newest) = events.last() {
             self.parts.shared.lag(Stage::Looked, newest.produced_at_ms);
@@ -1040,6 +1056,15 @@ impl CacheReader {
             });
         }
         self.parts.shared.set_waits(self.parts.lane, self.parts.number, waits);
+    }
+}
+
+impl Look for HeldEvent {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+    fn value(&self) -> bool {
+        self.op != Op::Touch || self.full
     }
 }
 

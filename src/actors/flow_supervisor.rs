@@ -29,7 +29,7 @@ use crate::tls::TlsMaterial;
 use super::batch_coalescer::BatchCoalescer;
 use super::cache_reader::{CacheReader, CacheReaderParts};
 use super::partition_consumer::{Parkers, PartitionConsumer, PartitionConsumerParts, PartitionEnded, Readers};
-use super::remote_link::{MeetReaders, RemoteLink, RemoteLinkParts, SayGoodbye};
+use super::remote_link::{MeetLane, RemoteLink, RemoteLinkParts, SayGoodbye};
 
 /// How often the children are counted.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
@@ -262,7 +262,10 @@ impl FlowSupervisor {
                 readers.push(CacheReader::start_in_arbiter(&handle, move |_| CacheReader::new(parts)));
             }
         }
-        link.do_send(MeetReaders(readers.clone()));
+        link.do_send(MeetLane {
+            readers: readers.clone(),
+            coalescer: coalescer.clone(),
+        });
         Lane {
             arbiter: Some(arbiter),
             link,

@@ -6,6 +6,7 @@
 //! It ends when its partition is revoked; the next assignment gets a new one, with a new generation.
 //! Bounded by: the queue (`mailbox.partition_consumer`), the permits of the flow, and [`MAX_DEAD_LETTERS`].
 
+use std::hash::BuildHasher;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::Duration;
@@ -13,7 +14,8 @@ use std::time::Duration;
 use actix::prelude::*;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use hashbrown::HashMap;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use tokio::time::Instant;
 
 use crate::canary::Path;
@@ -33,7 +35,7 @@ use crate::poll_thread::{
 };
 use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::{
-    EventsReported, Fate, FlowShared, HeldEvent, ORIGIN_OTHER, PartitionReport, Stage, Ticket, wall_ms,
+    EventsReported, Fate, FlowShared, HeldEvent, ORIGIN_OTHER, PartitionReport, Run, Stage, Ticket, wall_ms,
 };
 use crate::telemetry::{EventTrace, Note, RateLimit, Sampler};
 
@@ -47,6 +49,10 @@ use careful::{Careful, Group, Trial};
 const MAX_DEAD_LETTERS: usize = 1024;
 /// Dead letters that are produced at once: enough to fill Kafka's batches.
 const DEAD_LETTERS_AT_ONCE: usize = 64;
+/// A chunk of so many events shows whether its keys come again ...
+const ENOUGH_TO_TELL: usize = 1024;
+/// ... which they do when one event in so many is of a key that has one already.
+const REPEATS: usize = 5;
 /// How long one dead letter may wait for its acknowledgement before it is produced again.
 const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a retry partition waits between two chunks while there is no room for dirty keys.
@@ -95,8 +101,9 @@ pub struct PartitionConsumer {
     tracker: Tracker,
     /// Offset of the first record, for the lag before anything is finished.
     first: Option<i64>,
-    /// Newest event per key of the chunk at hand; kept for its memory.
-    newest: HashMap<Bytes, usize, foldhash::fast::RandomState>,
+    /// Newest event per key of the chunk at hand, by its place among the events; kept for its memory.
+    newest: HashTable<u32>,
+    hasher: foldhash::fast::RandomState,
     /// Waits for permits: what it takes with it is not in flight yet.
     waiting: Option<SpawnHandle>,
     /// A chunk is being handed on.
@@ -130,7 +137,8 @@ impl PartitionConsumer {
             },
             parts,
             first: None,
-            newest: HashMap::default(),
+            newest: HashTable::new(),
+            hasher: Default::default(),
             waiting: None,
             working: false,
             canaries: 0,
@@ -178,15 +186,15 @@ impl Handler<ChunkReady> for PartitionConsumer {
 impl Handler<EventsReported> for PartitionConsumer {
     type Result = ();
 
-    fn handle(&mut self, EventsReported(fates): EventsReported, ctx: &mut Self::Context) {
+    fn handle(&mut self, EventsReported(runs): EventsReported, ctx: &mut Self::Context) {
         if let Some(trial) = &mut self.careful.trial {
-            trial.dirty |= fates.iter().any(|(_, fate)| *fate == Fate::Dirty);
+            trial.dirty |= runs.iter().any(|run| run.fate == Fate::Dirty);
         }
-        for (seq, fate) in fates {
+        for Run { first, count, fate } in runs {
             match fate {
-                Fate::Finished(outcome) => self.tracker.finish(seq, outcome),
-                Fate::Dirty => self.tracker.hold(seq, Hold::Dirty),
-                Fate::InFlight => self.tracker.hold(seq, Hold::InFlight),
+                Fate::Finished(outcome) => self.tracker.finish_run(first, count.into(), outcome),
+                Fate::Dirty => self.tracker.hold_run(first, count.into(), Hold::Dirty),
+                Fate::InFlight => self.tracker.hold_run(first, count.into(), Hold::InFlight),
             };
         }
         self.publish();
@@ -333,21 +341,23 @@ impl PartitionConsumer {
                 continue;
             }
             let seq = self.tracker.open(record.offset);
-            let key = chunk.key(record);
             let read = match careful {
-                false => self.read(chunk, record, seq, &key),
-                true => self.read_carefully(chunk, record, seq, &key),
+                false => self.read(chunk, record, seq),
+                true => self.read_carefully(chunk, record, seq),
             };
             match read {
                 Ok(Some(mut event)) => {
                     trace(&mut self.sampler, &mut event, record.offset);
-                    match self.newest.entry(key) {
-                        hashbrown::hash_map::Entry::Vacant(entry) => {
-                            entry.insert(events.len());
+                    let hash = self.hasher.hash_one(&event.key[..]);
+                    let same = |at: &u32| events[*at as usize].key == event.key;
+                    let hash_of = |at: &u32| self.hasher.hash_one(&events[*at as usize].key[..]);
+                    match self.newest.entry(hash, same, hash_of) {
+                        Entry::Vacant(entry) => {
+                            entry.insert(events.len() as u32);
                             events.push(event);
                         }
-                        hashbrown::hash_map::Entry::Occupied(entry) => {
-                            let older = &mut events[*entry.get()];
+                        Entry::Occupied(entry) => {
+                            let older = &mut events[*entry.get() as usize];
                             self.tracker.finish(older.ticket.seq, Outcome::Superseded);
                             if older.trace.is_some() {
                                 older.note(|| Note::Superseded, Instant::now());
@@ -365,6 +375,11 @@ impl PartitionConsumer {
             }
         }
         self.newest.clear();
+        // A small chunk says little: at low rates few keys come again.
+        if chunk.records.len() >= ENOUGH_TO_TELL {
+            let again = chunk.records.len() - events.len();
+            (self.parts.queue.repeats).store(again * REPEATS >= chunk.records.len(), SeqCst);
+        }
         if let Some(newest) = chunk.records.last() {
             self.parts.shared.lag(Stage::Consumed, newest.produced_at());
         }
@@ -386,7 +401,7 @@ impl PartitionConsumer {
             lost("no_session");
             return;
         }
-        let event = match self.read(chunk, record, Ticket::CANARY.seq, &chunk.key(record)) {
+        let event = match self.read(chunk, record, Ticket::CANARY.seq) {
             Ok(Some(event)) => HeldEvent {
                 ticket: Ticket::CANARY,
                 ..event
@@ -415,16 +430,11 @@ impl PartitionConsumer {
     }
 
     /// One record as an event; `None` when it is not for this peer, an error's stable reason when it is poison.
-    fn read(
-        &self,
-        chunk: &Chunk,
-        record: &RecordEntry,
-        seq: Seq,
-        key: &Bytes,
-    ) -> Result<Option<HeldEvent>, &'static str> {
-        failpoint::at_keys("partition_consumer_event", std::iter::once(key));
+    fn read(&self, chunk: &Chunk, record: &RecordEntry, seq: Seq) -> Result<Option<HeldEvent>, &'static str> {
+        let key = chunk.key(record);
+        failpoint::at_keys("partition_consumer_event", std::iter::once(&key));
         let shared = &self.parts.shared;
-        if let Some(problem) = memcached::key_problem(key) {
+        if let Some(problem) = memcached::key_problem(&key) {
             return Err(problem);
         }
         let event = event::decode_ref(chunk.value(record)).map_err(|error| error.reason())?;
@@ -451,14 +461,7 @@ impl PartitionConsumer {
             consumer: self.parts.id,
             seq,
         };
-        let taken = HeldEvent::new(
-            key.clone(),
-            self.first_server(),
-            event.op,
-            produced_at_ms,
-            ticket,
-            chunk.taken,
-        );
+        let taken = HeldEvent::new(key, self.first_server(), event.op, produced_at_ms, ticket, chunk.taken);
         Ok(Some(HeldEvent {
             ttl: event.ttl,
             ver: event.ver.unwrap_or(taken.ver),
@@ -479,15 +482,20 @@ impl PartitionConsumer {
     fn hand_on(&mut self, Group { events, offsets }: Group, ctx: &mut Context<Self>) {
         self.working = true;
         let count = events.len();
-        let mut seqs: Vec<Seq> = Vec::with_capacity(count);
         // Canaries are in no account.
-        seqs.extend(
-            events
-                .iter()
-                .filter(|event| !event.is_canary())
-                .map(|event| event.ticket.seq),
-        );
-        self.canaries = count - seqs.len();
+        let mut runs: Vec<(Seq, u64)> = Vec::new();
+        for seq in events
+            .iter()
+            .filter(|event| !event.is_canary())
+            .map(|event| event.ticket.seq)
+        {
+            match runs.last_mut() {
+                Some((first, length)) if *first + *length == seq => *length += 1,
+                _ => runs.push((seq, 1)),
+            }
+        }
+        let held: u64 = runs.iter().map(|(_, length)| length).sum();
+        self.canaries = count - held as usize;
         let shares = self.split(events);
         let shared = self.parts.shared.clone();
         let readers = self.parts.readers.clone();
@@ -515,8 +523,8 @@ impl PartitionConsumer {
             for _ in 0..std::mem::take(&mut act.canaries) {
                 act.path(Path::taken);
             }
-            for seq in seqs {
-                act.tracker.hold(seq, Hold::InFlight);
+            for (first, length) in runs {
+                act.tracker.hold_run(first, length, Hold::InFlight);
             }
             act.publish();
             for (place, events) in places {

@@ -30,13 +30,13 @@ use crate::handoff::{Carried, Slot};
 use crate::link::{LinkError, connect, hello, limits, terms};
 use crate::outcome::Outcome;
 use crate::pulse::{PULSE_EVERY, Pulse};
-use crate::relay::{FlowShared, HeldEvent, LaneClock, LinkView, Reports, Stage, wall_ms, wall_us};
+use crate::relay::{FlowShared, HeldEvent, HeldItem, LaneClock, LinkView, Reports, Stage, UnderWay, wall_ms, wall_us};
 use crate::telemetry::names::SPAN_TARGET;
 use crate::telemetry::{KeptFor, PathStage, RateLimit, TracedBatch};
 use crate::tls::TlsMaterial;
 use crate::wire::{self, Ack, Decoder, Frame, GoAway, HelloAck, Limits, Ping, Pong, Status};
 
-use super::batch_coalescer::{ShipBatch, ShippedItem};
+use super::batch_coalescer::{BatchCoalescer, LinkIdle, ShipBatch};
 use super::cache_reader::{CacheReader, KeysAnswered, KeysDirtied, SessionStarted};
 
 /// Frames that may wait for the socket: one being written and one ready to follow it.
@@ -51,10 +51,15 @@ static OPENED: RateLimit = RateLimit::new();
 static ENDED: RateLimit = RateLimit::new();
 static NOT_OPENED: RateLimit = RateLimit::new();
 
-/// The readers of the lane, by server number; sent once, when the lane is built.
+/// The other actors of the lane; sent once, when it is built.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct MeetReaders(pub Vec<Addr<CacheReader>>);
+pub struct MeetLane {
+    /// By server number.
+    pub readers: Vec<Addr<CacheReader>>,
+    /// Told when nothing is under way.
+    pub coalescer: Addr<BatchCoalescer>,
+}
 
 /// A frame came, or the connection ended. A fact.
 #[derive(Message)]
@@ -129,13 +134,35 @@ struct Outgoing {
 
 /// A batch that was sent and is not finished.
 struct Outstanding {
-    items: Vec<Option<ShippedItem>>,
+    items: Vec<HeldItem>,
+    /// By index in the batch, a bit each: answered.
+    answered: Vec<u64>,
     open: usize,
     bytes: usize,
     window: u64,
     closed: Instant,
+    _under_way: UnderWay,
     /// What its own span says of it, when items of it are traced.
     traced: Option<Box<Traced>>,
+}
+
+impl Outstanding {
+    /// Notes that an item is answered; false when it was already.
+    fn answer(&mut self, index: usize) -> bool {
+        let (word, bit) = (&mut self.answered[index / 64], 1 << (index % 64));
+        let first = *word & bit == 0;
+        *word |= bit;
+        self.open -= usize::from(first);
+        first
+    }
+
+    /// The events of the items that are not answered.
+    fn unanswered(self) -> impl Iterator<Item = HeldEvent> {
+        let answered = self.answered;
+        let open = move |index: &usize| answered[index / 64] & (1 << (index % 64)) == 0;
+        let items = self.items.into_iter().enumerate();
+        items.filter_map(move |(index, item)| open(&index).then_some(item.event))
+    }
 }
 
 /// See [`Outstanding::traced`].
@@ -150,6 +177,7 @@ struct Traced {
 pub struct RemoteLink {
     parts: RemoteLinkParts,
     readers: Vec<Addr<CacheReader>>,
+    coalescer: Option<Addr<BatchCoalescer>>,
     state: State,
     /// Number of the session that is open or was last.
     epoch: u64,
@@ -177,6 +205,7 @@ impl RemoteLink {
         };
         RemoteLink {
             readers: Vec::new(),
+            coalescer: None,
             state: State::Waiting,
             epoch: 0,
             backoff: Backoff::clamped(link.backoff_initial, link.backoff_max),
@@ -219,11 +248,12 @@ impl Supervised for RemoteLink {
     }
 }
 
-impl Handler<MeetReaders> for RemoteLink {
+impl Handler<MeetLane> for RemoteLink {
     type Result = ();
 
-    fn handle(&mut self, MeetReaders(readers): MeetReaders, _: &mut Self::Context) {
+    fn handle(&mut self, MeetLane { readers, coalescer }: MeetLane, _: &mut Self::Context) {
         self.readers = readers;
+        self.coalescer = Some(coalescer);
         if let State::Open(_) = self.state {
             self.tell_readers();
         }
@@ -472,15 +502,16 @@ impl RemoteLink {
             if let Some(last) = batch.items.last() {
                 self.parts.shared.lag(Stage::Sent, last.event.produced_at_ms);
             }
-            let items: Vec<_> = batch.items.into_iter().map(Some).collect();
             self.outstanding.insert(
                 id,
                 Outstanding {
-                    open: items.len(),
-                    items,
+                    open: batch.items.len(),
+                    answered: vec![0; batch.items.len().div_ceil(64)],
+                    items: batch.items,
                     bytes: batch.bytes,
                     window: size,
                     closed: batch.encoded_at,
+                    _under_way: batch.under_way,
                     traced,
                 },
             );
@@ -518,15 +549,20 @@ impl RemoteLink {
         let slow_before = self.parts.shared.traces().slow_before(now_ms);
         let mut passed = None;
         for (index, exception) in ack.finished() {
-            let Some(mut item) = batch.items[index as usize].take() else {
+            if !batch.answer(index as usize) {
                 continue;
-            };
-            batch.open -= 1;
+            }
+            let item = &mut batch.items[index as usize];
             newest = Some(item.event.produced_at_ms);
             let status = exception.map(|exception| exception.status);
             if status.is_none() {
                 let waited = (item.event.has_waited(), item.event.parked > 0);
-                passed = Some((item.event.produced_at_ms, item.event.taken, waited, item.looked));
+                passed = Some((
+                    item.event.produced_at_ms,
+                    item.event.taken,
+                    waited,
+                    (item.looked, item.seen_at),
+                ));
             }
             let why = match status {
                 Some(Status::TooLarge) => Some(KeptFor::Failed),
@@ -537,7 +573,7 @@ impl RemoteLink {
                 trace.agent_us = Some(agent_us);
             }
             if let Some(why) = why.filter(|_| !item.event.is_canary()) {
-                keep(&self.parts.shared, &mut item, why, batch.closed, agent_us, now_ms);
+                keep(&self.parts.shared, item, why, batch.closed, agent_us, now_ms);
             }
             if item.event.probe && status != Some(Status::Later) {
                 let reader = self.parts.shared.server_number(item.event.cache, &item.event.key);
@@ -548,20 +584,25 @@ impl RemoteLink {
                 }
             }
             match status {
-                None => reports.finished(&item.event, item.outcome),
-                Some(Status::LookAgain) if item.touch && self.parts.shared.invalidates(item.event.cache) => {
+                None => reports.finished(&item.event, item.outcome()),
+                Some(Status::LookAgain) if item.only_touches() && self.parts.shared.invalidates(item.event.cache) => {
                     // Nothing to touch and nothing to bring: done.
                     reports.finished(&item.event, Outcome::Applied);
                 }
                 Some(Status::LookAgain) => {
-                    dirty.add(&self.parts.shared, item.event, Dirtied::LookAgain, &mut reports);
+                    dirty.add(&self.parts.shared, item.event.clone(), Dirtied::LookAgain, &mut reports);
                 }
                 Some(Status::Later | Status::Refused) => {
                     let server = exception
                         .and_then(|e| ack.servers.get(e.server as usize))
                         .map(String::as_str);
                     let server: Arc<str> = server.unwrap_or(&self.parts.shared.peer().region).into();
-                    dirty.add(&self.parts.shared, item.event, Dirtied::Later { server }, &mut reports);
+                    dirty.add(
+                        &self.parts.shared,
+                        item.event.clone(),
+                        Dirtied::Later { server },
+                        &mut reports,
+                    );
                 }
                 Some(Status::Expired) => reports.finished(&item.event, Outcome::Expired),
                 Some(Status::TooLarge) => reports.finished(&item.event, Outcome::TooLarge),
@@ -627,6 +668,9 @@ impl RemoteLink {
             self.readers[reader].do_send(KeysAnswered(keys));
         }
         self.pump(ctx);
+        if let Some(coalescer) = self.coalescer.as_ref().filter(|_| self.parts.clock.tell_idle()) {
+            coalescer.do_send(LinkIdle);
+        }
     }
 
     fn ponged(&mut self, pong: &Pong) {
@@ -706,8 +750,8 @@ impl RemoteLink {
         let mut dirty = DirtyKeys::default();
         for (_, batch) in std::mem::take(&mut self.outstanding) {
             self.parts.shared.give_bytes(batch.bytes);
-            for item in batch.items.into_iter().flatten() {
-                dirty.add(&self.parts.shared, item.event, Dirtied::SessionLost, &mut reports);
+            for event in batch.unanswered() {
+                dirty.add(&self.parts.shared, event, Dirtied::SessionLost, &mut reports);
             }
         }
         for (batch, _slot) in std::mem::take(&mut self.waiting) {
@@ -746,12 +790,12 @@ impl RemoteLink {
 
 /// Traces an event that was slow or has failed and is not traced, if there is room for one more such trace in this second: out
 /// of the times that it, its look and its batch have anyway.
-fn keep(shared: &FlowShared, item: &mut ShippedItem, why: KeptFor, closed: Instant, agent_us: (u64, u64), now_ms: i64) {
+fn keep(shared: &FlowShared, item: &mut HeldItem, why: KeptFor, closed: Instant, agent_us: (u64, u64), now_ms: i64) {
     let Some(trace) = shared.keep_trace(&mut item.event, why, now_ms) else {
         return;
     };
-    trace.enter(PathStage::Look, item.looked.0);
-    trace.enter(PathStage::Coalesce, item.looked.1);
+    trace.enter(PathStage::Look, item.looked);
+    trace.enter(PathStage::Coalesce, item.seen_at);
     trace.enter(PathStage::Link, closed);
     trace.agent_us = Some(agent_us);
 }

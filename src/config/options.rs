@@ -283,8 +283,11 @@ section! {
         pub max_items: usize as Count<1, 65_536> = 1024,
         /// Bytes in it, before compression. Default: `"256KiB"`.
         pub max_bytes: usize as Size = 256 * KIB,
-        /// How long its first item waits for others. Default: `"2ms"`, little beside the way between two regions.
+        /// How long its first item waits for others while batches are under way to the peer. Default: `"2ms"`, little beside the
+        /// way between two regions.
         pub linger: Duration as Time<0> = ms(2),
+        /// The same while nothing is under way, no longer than `linger`. Default: `"0s"`.
+        pub idle_linger: Duration as Time<0> = ms(0),
         /// Compression, skipped for a batch that does not get smaller. Default: `"lz4"`.
         pub compression: Compression as Choice = Compression::Lz4,
     }
@@ -329,8 +332,8 @@ section! {
         /// A call that takes longer counts as a failure for the circuit breaker, answered or not; after a third of it nothing
         /// else waits behind the call. Default: `"300ms"`.
         pub slow_after: Duration as Time = ms(300),
-        /// Keys in one pipelined read. Default: `256`.
-        pub max_read_keys: usize as Count<1> = 256,
+        /// Keys in one pipelined read; fewer of large values, an eighth of `flow.max_in_flight_bytes` at most. Default: `1024`.
+        pub max_read_keys: usize as Count<1> = 1024,
         /// Failures in a row that open a server's circuit breaker. Default: `3`.
         pub breaker_failures: u32 as Count<1> = 3,
         /// The wait before an open breaker's first probe; it doubles with each that fails. Default: `"50ms"`.

@@ -8,6 +8,70 @@ use rmp::Marker;
 use super::{Event, EventError, EventRef, Fields, Op, VERSION};
 
 pub(super) fn decode(value: &[u8]) -> Result<EventRef<'_>, EventError> {
+    match usual(value) {
+        Some(event) => Ok(event),
+        None => decode_any(value),
+    }
+}
+
+/// An event in the form that [`encode`] gives it, without `origin` and `fill`: nearly every one that a Writer has written, in
+/// a quarter of the time. `None` for all others.
+fn usual(value: &[u8]) -> Option<EventRef<'static>> {
+    let (entries, rest) = value.split_first()?;
+    let mut rest = rest.strip_prefix(b"\xa1v\x01\xa2op")?;
+    const _: () = assert!(VERSION == 1);
+    let op = Op::ALL.into_iter().find_map(|op| {
+        let name = op.name().as_bytes();
+        let (length, after) = rest.split_first()?;
+        let after = after
+            .strip_prefix(name)
+            .filter(|_| *length == 0xa0 | name.len() as u8)?;
+        rest = after;
+        Some(op)
+    })?;
+    let mut entries = entries.checked_sub(0x80 + 2)?;
+    let mut ttl = None;
+    if let Some(after) = rest.strip_prefix(b"\xa3ttl").filter(|_| entries > 0) {
+        let (number, after) = usual_uint(after)?;
+        (ttl, rest) = (Some(u32::try_from(number).ok()?), after);
+        entries -= 1;
+    }
+    let mut ver = None;
+    if let Some(after) = rest.strip_prefix(b"\xa3ver").filter(|_| entries > 0) {
+        let (number, after) = usual_uint(after)?;
+        (ver, rest) = (Some(number), after);
+        entries -= 1;
+    }
+    let (origin, fill) = (None, false);
+    (entries == 0 && rest.is_empty()).then_some(EventRef {
+        op,
+        ttl,
+        ver,
+        origin,
+        fill,
+    })
+}
+
+/// An unsigned number, and what follows it.
+fn usual_uint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (marker, rest) = bytes.split_first()?;
+    Some(match marker {
+        0..=0x7f => (u64::from(*marker), rest),
+        0xcc => rest.split_first().map(|(byte, rest)| (u64::from(*byte), rest))?,
+        0xcd => rest
+            .split_first_chunk()
+            .map(|(bytes, rest)| (u64::from(u16::from_be_bytes(*bytes)), rest))?,
+        0xce => rest
+            .split_first_chunk()
+            .map(|(bytes, rest)| (u64::from(u32::from_be_bytes(*bytes)), rest))?,
+        0xcf => rest
+            .split_first_chunk()
+            .map(|(bytes, rest)| (u64::from_be_bytes(*bytes), rest))?,
+        _ => return None,
+    })
+}
+
+fn decode_any(value: &[u8]) -> Result<EventRef<'_>, EventError> {
     let mut cursor = Cursor { bytes: value, at: 0 };
     let entries = match cursor.marker()? {
         Marker::FixMap(entries) => u64::from(entries),
@@ -303,4 +367,31 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 fn put(out: &mut Vec<u8>, marker: Marker, bytes: &[u8]) {
     out.push(marker.to_u8());
     out.extend_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_usual_form_reads_the_same_either_way(
+            op in 0usize..3, ttl in prop::option::of(any::<u32>()), ver in prop::option::of(any::<u64>()), fill in any::<bool>(),
+            cut in 0usize..60, changed in prop::option::of((0usize..40, any::<u8>())),
+        ) {
+            let event = Event { op: Op::ALL[op], ttl, ver, origin: None, fill };
+            let mut bytes = Vec::new();
+            encode(&event, &mut bytes);
+            prop_assert_eq!(usual(&bytes).is_some(), !fill);
+            if let Some((at, byte)) = changed && at < bytes.len() {
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut);
+            if let Some(usual) = usual(&bytes) {
+                prop_assert_eq!(Ok(usual), decode_any(&bytes));
+            }
+        }
+    }
 }

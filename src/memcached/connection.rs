@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, lookup_host};
 
 use super::codec::{self, Code, Decoded, Reply};
 use super::outbox::{Outbox, SLICES};
-use super::{Applied, LookRequest, Looked, MemcachedError, Write, WriteOp, key_problem};
+use super::{Applied, Look, Looked, MemcachedError, Write, WriteOp, key_problem};
 
 /// An idle connection is probed after this long, so that a host that vanished is noticed; every `KEEPALIVE_INTERVAL`
 /// after that, and given up after `KEEPALIVE_RETRIES`: 25 seconds in all.
@@ -123,17 +123,17 @@ impl Connection {
     ///
     /// On an error `out` has the results of the first keys, as many as were answered; the others are unknown. All
     /// values of a batch are in memory at once: bound the batch.
-    pub async fn look(&mut self, reads: &[LookRequest], out: &mut Vec<Looked>) -> Result<(), MemcachedError> {
+    pub async fn look(&mut self, reads: &[impl Look], out: &mut Vec<Looked>) -> Result<(), MemcachedError> {
         out.clear();
         self.outbox.clear();
         let first = self.opaque;
-        let sent = reads.iter().filter(|read| key_problem(&read.key).is_none());
+        let sent = reads.iter().filter(|read| key_problem(read.key()).is_none());
         for read in sent {
-            codec::put_look(self.outbox.text(), &read.key, read.value, next(&mut self.opaque));
+            codec::put_look(self.outbox.text(), read.key(), read.value(), next(&mut self.opaque));
         }
         let mut tokens = Vec::new();
         let refuse = |out: &mut Vec<Looked>| {
-            while let Some(problem) = reads.get(out.len()).and_then(|read| key_problem(&read.key)) {
+            while let Some(problem) = reads.get(out.len()).and_then(|read| key_problem(read.key())) {
                 out.push(Looked::Refused(problem.to_owned()));
             }
         };
@@ -141,9 +141,9 @@ impl Connection {
             refuse(out);
             check_order(&reply, first, n)?;
             let read = &reads[out.len()];
-            let looked = looked(reply, read.value)?;
+            let looked = looked(reply, read.value())?;
             if let Looked::Stale { cas, won: true } = looked {
-                tokens.push((&read.key, cas));
+                tokens.push((read.key(), cas));
             }
             out.push(looked);
             Ok(())
@@ -187,7 +187,7 @@ impl Connection {
             check_order(&reply, first, n)?;
             let Write { key, op } = &writes[out.len()];
             if reply.won {
-                tokens.push((key, reply.cas));
+                tokens.push((&key[..], reply.cas));
             }
             out.push(applied(reply, op)?);
             Ok(())
@@ -199,7 +199,7 @@ impl Connection {
 
     /// Marks items stale again whose token we were handed, so that the next reader gets it. One that has changed since
     /// is left alone.
-    async fn give_back(&mut self, tokens: &[(&Bytes, u64)]) -> Result<(), MemcachedError> {
+    async fn give_back(&mut self, tokens: &[(&[u8], u64)]) -> Result<(), MemcachedError> {
         if tokens.is_empty() {
             return Ok(());
         }

@@ -34,6 +34,23 @@ pub struct LookRequest {
     pub value: bool,
 }
 
+/// What asks for a look at a key.
+pub trait Look {
+    /// The key's raw bytes; see [`key_problem`] for what memcached takes.
+    fn key(&self) -> &[u8];
+    /// `false` asks for the remaining TTL only, for touches.
+    fn value(&self) -> bool;
+}
+
+impl Look for LookRequest {
+    fn key(&self) -> &[u8] {
+        &self.key
+    }
+    fn value(&self) -> bool {
+        self.value
+    }
+}
+
 /// What a look found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Looked {

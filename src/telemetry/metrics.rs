@@ -136,7 +136,7 @@ const DROPPED: [&str; 14] = [
 ];
 
 /// What makes a batch leave.
-const TRIGGERS: [&str; 3] = ["bytes", "items", "linger"];
+const TRIGGERS: [&str; 4] = ["bytes", "items", "linger", "idle"];
 
 pub(super) static STAGE_LAG: Metric = histogram(
     "evrepl_stage_lag_seconds",

@@ -105,7 +105,7 @@ fn every_outcome_is_counted_once_and_the_sums_agree_with_kafka_metrics_and_the_a
     let pair = TwoRegionsSpec::new()
         .cache(CacheSpec::new("sessions").option("max_value_bytes", "1000"))
         .one_way()
-        .extra("[batch]\nlinger = \"4s\"")
+        .extra("[batch]\nlinger = \"4s\"\nidle_linger = \"4s\"")
         .build();
     pair.eu.start();
     let sampler = Sampler::start(&pair.both());

@@ -358,7 +358,7 @@ fn what_expires_on_the_way_leaves_no_old_copy_behind() {
     // Longer on the way than the source lives.
     let pair = TwoRegionsSpec::new()
         .one_way()
-        .extra("[batch]\nlinger = \"4s\"")
+        .extra("[batch]\nlinger = \"4s\"\nidle_linger = \"4s\"")
         .start();
     let sampler = Sampler::start(&pair.both());
     let mut writer = pair.us.writer("sessions");

@@ -303,7 +303,7 @@ fn a_look_of_a_session_that_ended_is_made_again(place: LookIs) {
     let pair = TwoRegionsSpec::new()
         .one_way()
         .proxied()
-        .us(|us| us.extra("[batch]\nmax_items = 2\nlinger = \"4s\""))
+        .us(|us| us.extra("[batch]\nmax_items = 2\nlinger = \"4s\"\nidle_linger = \"4s\""))
         .start();
     let sampler = Sampler::start(&[&pair.us]);
     let mut writer = pair.us.writer("sessions");

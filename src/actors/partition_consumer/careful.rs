@@ -117,14 +117,13 @@ impl PartitionConsumer {
         chunk: &Chunk,
         record: &RecordEntry,
         seq: Seq,
-        key: &Bytes,
     ) -> Result<Option<HeldEvent>, &'static str> {
         self.careful.opened.push((seq, record.offset));
         if care(&self.careful.spans, record.offset) == Care::Culprit {
             return Err(PANICKED);
         }
         // Reading changes nothing here, so nothing is left half done.
-        catch_unwind(AssertUnwindSafe(|| self.read(chunk, record, seq, key))).unwrap_or(Err(PANICKED))
+        catch_unwind(AssertUnwindSafe(|| self.read(chunk, record, seq))).unwrap_or(Err(PANICKED))
     }
 
     /// Nothing is in flight any more: the next group may go.
