@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter};
+use opentelemetry::metrics::{BoundHistogram, Counter, Histogram, Meter};
 
 use super::metrics::{
     self, BATCH_BYTES, BATCH_ITEMS, CANARY_LAG, COMPRESSION_RATIO, MEMCACHED_CALLS, MEMCACHED_FAILURES, STAGE_LAG,
@@ -19,7 +19,8 @@ use super::tap::Taps;
 use super::traces::Traces;
 use crate::admin::{Status, StatusSource};
 
-/// Different names that one [`Tally`] tells apart: there are nine kinds of actor and four reasons to look again.
+/// Different names that one [`Tally`] or [`ByStage`] tells apart: there are nine kinds of actor and of stage, and four reasons to
+/// look again.
 const NAMES: usize = 16;
 
 /// The process's instruments.
@@ -99,8 +100,9 @@ impl Instruments {
         let flow = flows.entry(name.to_owned()).or_insert_with(|| {
             Arc::new(FlowInstruments {
                 label: KeyValue::new("flow", Arc::<str>::from(name)),
-                stage_lag: self.stage_lag.clone(),
-                stage_seconds: self.stage_seconds.clone(),
+                stage_lag: ByStage::new(&self.stage_lag),
+                stage_seconds: ByStage::new(&self.stage_seconds),
+                batches_closed: OnceLock::new(),
                 batch_items: self.batch_items.clone(),
                 batch_bytes: self.batch_bytes.clone(),
                 compression_ratio: self.compression_ratio.clone(),
@@ -131,6 +133,7 @@ impl Instruments {
         MemcachedInstruments {
             labels,
             calls: self.memcached_calls.clone(),
+            bound: OnceLock::new(),
             failures: self.memcached_failures.clone(),
         }
     }
@@ -205,11 +208,40 @@ pub struct BatchClosed {
     pub wire: usize,
 }
 
+/// A histogram by stage, whose labels are looked up once for each: there are a dozen records to each batch.
+struct ByStage {
+    histogram: Histogram<f64>,
+    bound: [OnceLock<(&'static str, BoundHistogram<f64>)>; NAMES],
+}
+
+impl ByStage {
+    fn new(histogram: &Histogram<f64>) -> ByStage {
+        ByStage {
+            histogram: histogram.clone(),
+            bound: [const { OnceLock::new() }; NAMES],
+        }
+    }
+
+    fn record(&self, flow: &KeyValue, stage: &'static str, seconds: f64) {
+        let labels = || [flow.clone(), KeyValue::new("stage", stage)];
+        for slot in &self.bound {
+            let (its, bound) = slot.get_or_init(|| (stage, self.histogram.bind(&labels())));
+            if *its == stage {
+                bound.record(seconds);
+                return;
+            }
+        }
+        self.histogram.record(seconds, &labels());
+    }
+}
+
 /// The instruments of one flow.
 pub struct FlowInstruments {
     label: KeyValue,
-    stage_lag: Histogram<f64>,
-    stage_seconds: Histogram<f64>,
+    stage_lag: ByStage,
+    stage_seconds: ByStage,
+    /// Of the next three, with their label.
+    batches_closed: OnceLock<[BoundHistogram<f64>; 3]>,
     batch_items: Histogram<f64>,
     batch_bytes: Histogram<f64>,
     compression_ratio: Histogram<f64>,
@@ -223,14 +255,12 @@ pub struct FlowInstruments {
 impl FlowInstruments {
     /// The lag, in seconds, of the newest event of a chunk or batch at a stage.
     pub fn record_stage_lag(&self, stage: &'static str, seconds: f64) {
-        self.stage_lag
-            .record(seconds, &[self.label.clone(), KeyValue::new("stage", stage)]);
+        self.stage_lag.record(&self.label, stage, seconds);
     }
 
     /// How long, in seconds, an event took for a stage of its path.
     pub fn record_stage_seconds(&self, stage: &'static str, seconds: f64) {
-        self.stage_seconds
-            .record(seconds, &[self.label.clone(), KeyValue::new("stage", stage)]);
+        self.stage_seconds.record(&self.label, stage, seconds);
     }
 
     /// A batch was closed and leaves.
@@ -238,11 +268,13 @@ impl FlowInstruments {
         self.batches.count(batch.trigger);
         self.raw_bytes.fetch_add(batch.raw as u64, Relaxed);
         self.wire_bytes.fetch_add(batch.wire as u64, Relaxed);
-        let flow = std::slice::from_ref(&self.label);
-        self.batch_items.record(batch.items as f64, flow);
-        self.batch_bytes.record(batch.wire as f64, flow);
-        self.compression_ratio
-            .record(batch.raw as f64 / batch.wire.max(1) as f64, flow);
+        let [items, bytes, ratio] = self.batches_closed.get_or_init(|| {
+            [&self.batch_items, &self.batch_bytes, &self.compression_ratio]
+                .map(|histogram| histogram.bind(std::slice::from_ref(&self.label)))
+        });
+        items.record(batch.items as f64);
+        bytes.record(batch.wire as f64);
+        ratio.record(batch.raw as f64 / batch.wire.max(1) as f64);
     }
 
     /// A canary of this cache was acked, so many seconds after it was produced.
@@ -285,13 +317,15 @@ impl FlowInstruments {
 pub struct MemcachedInstruments {
     labels: [KeyValue; 3],
     calls: Histogram<f64>,
+    bound: OnceLock<BoundHistogram<f64>>,
     failures: Counter<u64>,
 }
 
 impl MemcachedInstruments {
     /// A call was answered, after this time.
     pub fn call_answered(&self, took: Duration) {
-        self.calls.record(took.as_secs_f64(), &self.labels);
+        let calls = self.bound.get_or_init(|| self.calls.bind(&self.labels));
+        calls.record(took.as_secs_f64());
     }
 
     /// A call failed, or got no answer in time.
