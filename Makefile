@@ -6,6 +6,7 @@
 #   make faults          every fault in the middle of load, and what was lost by it (ARGS='--only kill_agent --seed 7')
 #   make load            every load scenario once, release build                   (ARGS='--goals', '--scenario NAME', '--help')
 #   make profile         instructions for each event and stage, counted by valgrind (ARGS='--flame': flame graphs instead)
+#   make bench           what the pure cores cost by themselves, with criterion            (ARGS=offsets: those with that name)
 #   make lint            format and lints, as CI checks them
 #   make setup           only install what is missing
 #   make kafka           only Apache Kafka for the tests, into target/kafka
@@ -16,7 +17,7 @@ ARGS ?=
 # rustup's cargo, also where the shell that started make never read its profile.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup kafka python test demo browser faults load profile lint
+.PHONY: help setup kafka python test demo browser faults load profile bench lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -63,6 +64,10 @@ profile: kafka
 	RUSTFLAGS="-C force-frame-pointers=yes -C symbol-mangling-version=v0" CFLAGS=-fno-omit-frame-pointer \
 		cargo build --profile profiling -p evrepl -p evrepl-load --bin evrepl --bin evrepl-profile
 	@target/profiling/evrepl-profile $(ARGS)
+
+bench:
+	@scripts/setup.sh demo
+	cargo bench -p evrepl --bench cores -- $(ARGS)
 
 lint:
 	cargo fmt --all --check

@@ -20,6 +20,10 @@ const LONGER: u64 = 3;
 /// The drain of which samples are taken has so many times more events: it must last some seconds at full speed.
 const FLAME: u64 = 20;
 
+/// A drain in which something was restarted counts for nothing and is tried again: on a machine that is busy enough, valgrind
+/// makes evrepl so slow that it gives up a broker.
+const TRIES: u32 = 3;
+
 /// More than this of a process's instructions without a stage, and the rules want mending.
 const UNCLAIMED: f64 = 0.10;
 
@@ -183,15 +187,23 @@ fn count(arguments: &Arguments, out: &Path) -> Result<(), String> {
         for run in 1..=arguments.runs {
             for events in [arguments.events, arguments.events * LONGER] {
                 let folder = folder(out, bytes, events, run);
-                // Files of earlier threads would be taken for these.
-                let _ = std::fs::remove_dir_all(&folder);
                 let drain = Drain {
                     events,
                     value_bytes: bytes,
                     settings: &settings,
                 };
                 progress.at(done);
-                drain::counted(&broker, &sink, drain, &folder, &stop)?.ok_or("stopped")?;
+                let mut tries = 1;
+                while let Err(error) = drain::counted(&broker, &sink, drain, &folder, &stop) {
+                    if tries == TRIES {
+                        return Err(error);
+                    }
+                    eprintln!("evrepl-profile: once more, because {error}");
+                    tries += 1;
+                }
+                if stop.asked() {
+                    return Err("stopped".into());
+                }
                 done += 1;
             }
         }

@@ -7,6 +7,8 @@
 //!
 //! The pure codec is in `codec`, the socket in `connection`. Facts named *measured* come from memcached 1.6.18.
 
+#[doc(hidden)]
+pub mod bench;
 mod codec;
 mod connection;
 mod outbox;

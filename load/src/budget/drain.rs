@@ -94,7 +94,7 @@ impl Drain<'_> {
     }
 }
 
-/// Drains once under callgrind, whose files stay in `folder`. `None` when somebody asked to stop.
+/// Drains once under callgrind, whose files stay in `folder`; what was there before goes. `None` when somebody asked to stop.
 ///
 /// # Errors
 /// What was wrong with the run: nothing of it may be believed then.
@@ -108,6 +108,8 @@ pub fn counted(
     folder: &Path,
     stop: &Stop,
 ) -> Result<Option<()>, String> {
+    // Files of threads that there are no more would be taken for this drain's.
+    let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
     let slow = format!("{SLOW}{}", drain.settings);
     let pair = build(broker, sink, &slow, |process| valgrind(folder, process));

@@ -24,10 +24,12 @@ impl Process {
     pub fn stages(self) -> &'static [&'static str] {
         match self {
             Process::Relay => &[
-                CONSUME, POLL, DECODE, ACCOUNT, HASH, LOOK, COALESCE, ENCODE, LINK, ENCRYPT, RUNTIME, TELEMETRY, OTHER,
+                CONSUME, POLL, DECODE, ACCOUNT, HASH, LOOK, LOOK_TEXT, COALESCE, ENCODE, ENCODE_LZ4, LINK, ENCRYPT,
+                RUNTIME, TELEMETRY, OTHER,
             ],
             Process::Agent => &[
-                DECRYPT, DECODE, SESSION, HASH, STAMP, WRITE, ACK, RUNTIME, TELEMETRY, KAFKA, OTHER,
+                DECRYPT, DECODE, DECODE_LZ4, SESSION, HASH, STAMP, WRITE, WRITE_TEXT, ACK, RUNTIME, TELEMETRY, KAFKA,
+                OTHER,
             ],
         }
     }
@@ -36,17 +38,21 @@ impl Process {
 const CONSUME: &str = "consume: librdkafka's threads";
 const POLL: &str = "consume: poll thread";
 const DECODE: &str = "decode";
+const DECODE_LZ4: &str = "decode: lz4";
 const ACCOUNT: &str = "account";
 const HASH: &str = "hash";
 const LOOK: &str = "look";
+const LOOK_TEXT: &str = "look: memcached's protocol";
 const COALESCE: &str = "coalesce";
 const ENCODE: &str = "encode";
+const ENCODE_LZ4: &str = "encode: lz4";
 const LINK: &str = "link: window, acks";
 const ENCRYPT: &str = "encrypt";
 const DECRYPT: &str = "decrypt";
 const SESSION: &str = "session: window, split";
 const STAMP: &str = "stamp";
 const WRITE: &str = "write";
+const WRITE_TEXT: &str = "write: memcached's protocol";
 const ACK: &str = "ack";
 const RUNTIME: &str = "actors, tokio";
 const TELEMETRY: &str = "metrics, traces, admin";
@@ -84,7 +90,7 @@ const OWN_RELAY: &[(&str, &str)] = &[
     ("relay", ACCOUNT),
     ("actors/partition_consumer", ACCOUNT),
     ("actors/cache_reader", LOOK),
-    ("memcached", LOOK),
+    ("memcached", LOOK_TEXT),
     ("look", LOOK),
     ("dirty", LOOK),
     ("breaker", LOOK),
@@ -108,7 +114,7 @@ const OWN_AGENT: &[(&str, &str)] = &[
     ("agent", SESSION),
     ("stamps", STAMP),
     ("actors/cache_writer", WRITE),
-    ("memcached", WRITE),
+    ("memcached", WRITE_TEXT),
     ("breaker", WRITE),
     ("backoff", WRITE),
     ("kafka", KAFKA),
@@ -147,7 +153,7 @@ const CRATES_RELAY: &[(&str, &str)] = &[
     ("tokio-rustls", ENCRYPT),
     ("ring/", ENCRYPT),
     ("rmp", DECODE),
-    ("lz4_flex", ENCODE),
+    ("lz4_flex", ENCODE_LZ4),
     ("rdkafka/", POLL),
 ];
 
@@ -156,7 +162,7 @@ const CRATES_AGENT: &[(&str, &str)] = &[
     ("tokio-rustls", DECRYPT),
     ("ring/", DECRYPT),
     ("rmp", DECODE),
-    ("lz4_flex", DECODE),
+    ("lz4_flex", DECODE_LZ4),
     ("rdkafka", KAFKA),
 ];
 
