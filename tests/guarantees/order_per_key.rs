@@ -517,7 +517,7 @@ fn nobody_sees_a_step_back_while_two_relays_with_four_lanes_carry_the_same_keys(
         let before = finished(&second);
         wait_until("the sleeper works again", LIMIT, || finished(&second) > before + 5_000);
         wait_until("the reader has seen enough to tell", LIMIT, || {
-            least_seen.load(Ordering::Relaxed) > 200
+            least_seen.load(Ordering::Relaxed) > 100
         });
         drop(written_on);
         let written = write.join().unwrap();
