@@ -15,10 +15,6 @@ mod wire;
 use bytes::Bytes;
 use criterion::{criterion_group, criterion_main};
 
-/// As in the evrepl binary.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Events of a chunk: usual, and the most there are.
 const CHUNKS: [usize; 2] = [4_096, 16_384];
 
