@@ -55,15 +55,16 @@ faults: kafka
 
 # The rows of the goals: ARGS=--goals; the curves: ARGS=--growth; ten minutes: ARGS=--long. load/README.md says the rest.
 load: kafka
-	cargo build --release -p evrepl -p evrepl-load --bins
+	cargo build --release -p evrepl -p evrepl-load --bin evrepl --bin evrepl-load
 	@target/release/evrepl-load $(ARGS)
 
-# A release build whose stacks a sampling profiler can follow; what it counts is the same whatever else the machine does.
+# A release build of evrepl whose stacks a sampling profiler can follow. The tool itself need not be fast: as with `make faults`.
 profile: kafka
 	@scripts/setup.sh profile $(ARGS)
 	RUSTFLAGS="-C force-frame-pointers=yes -C symbol-mangling-version=v0" CFLAGS=-fno-omit-frame-pointer \
-		cargo build --profile profiling -p evrepl -p evrepl-load --bin evrepl --bin evrepl-profile
-	@target/profiling/evrepl-profile $(ARGS)
+		cargo build --profile profiling -p evrepl --bin evrepl
+	cargo build -p evrepl-load --bin evrepl-profile
+	@EVREPL_BIN=$(CURDIR)/target/profiling/evrepl target/debug/evrepl-profile $(ARGS)
 
 bench:
 	@scripts/setup.sh demo

@@ -107,7 +107,7 @@ fn one_by_one(arguments: &Arguments, planned: Vec<Planned>, bench: &Bench<'_>) -
             median["max_rate"].as_u64()
         });
         scenario.rate = maximum.map_or(scenario.rate, |rate| rate / 2);
-        let mut report = Report::new(&scenario, "");
+        let mut report = Report::new(&scenario, &evrepl_lab::evrepl(), "");
         for number in 1..=runs {
             eprintln!("{}, run {number} of {runs}", scenario.name);
             right &= once(bench, &scenario, None, &mut report, &folder)?;
@@ -133,7 +133,8 @@ fn in_turn(
     let folder = results(&arguments.out);
     let mut right = true;
     for Planned { scenario, runs } in planned {
-        let mut reports = ["a", "b"].map(|of| Report::new(&scenario, of));
+        let [a, b] = &binaries;
+        let mut reports = [(a, "a"), (b, "b")].map(|(binary, of)| Report::new(&scenario, binary, of));
         for pair in 0..runs {
             let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
             for which in order {

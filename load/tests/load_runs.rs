@@ -119,8 +119,8 @@ fn a_generator_that_is_told_to_halt_stops_writing_and_goes_on_when_it_is_told_to
     assert_eq!(end as u64, halted + 500);
 }
 
-/// Runs the tool; the medians that its files hold, by scenario.
-fn run(arguments: &[&str]) -> BTreeMap<String, Value> {
+/// Runs the tool; the medians that its files hold, by scenario, and what it printed.
+fn run(arguments: &[&str]) -> (BTreeMap<String, Value>, String) {
     let dir = Dir::new("load-runs");
     let output = Command::new(PROGRAM)
         .args(["--cold", "--out"])
@@ -142,7 +142,8 @@ fn run(arguments: &[&str]) -> BTreeMap<String, Value> {
             report["median"].clone(),
         );
     }
-    medians
+    let printed = [output.stdout, output.stderr].concat();
+    (medians, String::from_utf8_lossy(&printed).into_owned())
 }
 
 #[test]
@@ -152,7 +153,13 @@ fn short_runs_of_every_kind_lose_nothing_and_say_what_they_measured() {
     let names = ["drain-100", "hot-100", "peers-2", "relays-2", "fixed-1k"];
     let mut arguments: Vec<&str> = names.iter().flat_map(|name| ["--scenario", name]).collect();
     arguments.extend(["--events", "20000", "--rate", "400"]);
-    let medians = run(&arguments);
+    let (medians, printed) = run(&arguments);
+    assert!(printed.contains("| superseded share "), "{printed}");
+    let spans = printed.lines().find_map(|line| line.strip_suffix(" spans were taken"));
+    assert!(
+        spans.is_some_and(|spans| spans.parse::<u64>().unwrap() > 0),
+        "{printed}"
+    );
     let number = |name: &str, place: &str| medians[name].pointer(place).and_then(Value::as_f64).unwrap_or(-1.0);
     for name in names {
         let all = &medians[name];

@@ -18,6 +18,9 @@ const WARM_UP: u64 = 10;
 /// that shows.
 const SAMPLE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
+/// And while nothing happens.
+const WAITING: Duration = Duration::from_millis(25);
+
 /// A relay that starts joins its group within this.
 const JOINED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -73,7 +76,7 @@ pub fn drain(
             measured.problems.push(format!("stalled at {last} of {events}"));
             break;
         } else {
-            next = SAMPLE.0;
+            next = WAITING;
         }
         progress.at(last);
     }

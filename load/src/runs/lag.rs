@@ -111,6 +111,9 @@ mod tests {
         let mut samples = backlog(100_000.0, 200_000.0);
         samples[110..120].iter_mut().for_each(|(_, lag)| *lag = 2.0);
         assert!(!Thirds::of(&samples, 0.0, 30.0).unwrap().grow(LAG_TOLERANCE_SECONDS));
+        let mut noisy = backlog(100_000.0, 200_000.0);
+        noisy[100].1 = 2.0;
+        assert!(!Thirds::of(&noisy, 0.0, 30.0).unwrap().grow(LAG_TOLERANCE_SECONDS));
         samples[80..].iter_mut().for_each(|(_, lag)| *lag = 2.0);
         assert!(Thirds::of(&samples, 0.0, 30.0).unwrap().grow(LAG_TOLERANCE_SECONDS));
         assert_eq!(Thirds::of(&samples, 100.0, 130.0), None);

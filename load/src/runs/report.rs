@@ -18,17 +18,20 @@ pub struct Report {
     started: String,
     /// Which of several evrepl binaries it is of; empty when there is only one.
     of: String,
+    /// The evrepl that is run.
+    binary: PathBuf,
     load_before: f64,
     runs: Vec<Value>,
 }
 
 impl Report {
-    /// Of no runs yet. `of` tells the evrepl binaries of a comparison apart, in the file's name too.
-    pub fn new(scenario: &Scenario, of: &str) -> Report {
+    /// Of no runs yet, all with this evrepl. `of` tells the binaries of a comparison apart, in the file's name too.
+    pub fn new(scenario: &Scenario, binary: &Path, of: &str) -> Report {
         Report {
             scenario: scenario.clone(),
             started: now(),
             of: of.into(),
+            binary: binary.into(),
             load_before: load_average(),
             runs: Vec::new(),
         }
@@ -70,6 +73,7 @@ impl Report {
             "command": std::env::args().collect::<Vec<_>>().join(" "),
             "started": self.started,
             "of": self.of,
+            "evrepl": self.binary,
             "load_average_before": self.load_before,
             "machine": machine(),
             "build": if cfg!(debug_assertions) { "dev" } else { "release" },

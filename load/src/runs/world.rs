@@ -109,11 +109,11 @@ impl World<'_> {
         let names = &PEERS[..scenario.peers];
         let source = RegionBuilder::new("us-east-1");
         let certs = Arc::new(Certs::issue(&[&[source.name()], names].concat()));
-        let common = |builder: RegionBuilder| {
+        let common = |builder: RegionBuilder, cache: CacheSpec| {
             let builder = builder
                 .kafka(&broker.client())
                 .certs(&certs)
-                .cache(cache.clone())
+                .cache(cache)
                 .lanes(scenario.lanes)
                 .extra(&scenario.settings);
             let builder = match exports {
@@ -129,11 +129,15 @@ impl World<'_> {
         let to = peers
             .iter()
             .map(|peer| PeerSpec::at(peer.name(), &peer.agent_address()));
-        let source = to.fold(common(source), RegionBuilder::peer).build();
+        let source = to.fold(common(source, cache.clone()), RegionBuilder::peer).build();
         let further = (2..=scenario.relays).map(|number| source.another_node(&format!("relay-{number}")));
         let mut relays: Vec<Region> = further.collect();
         relays.insert(0, source);
-        let from = |builder: RegionBuilder| common(builder).peer(PeerSpec::receive_only("us-east-1")).build();
+        let from = |builder: RegionBuilder| {
+            // Nobody writes there.
+            let builder = common(builder, cache.clone().partitions(1));
+            builder.peer(PeerSpec::receive_only("us-east-1")).build()
+        };
         World {
             relays,
             peers: peers.into_iter().map(from).collect(),
