@@ -54,9 +54,12 @@ const IDLE_POLL: Duration = Duration::from_millis(10);
 const IDLE_RETRY_POLL: Duration = Duration::from_millis(50);
 /// The same while a partition waits for room, which nobody announces.
 const PAUSED_POLL: Duration = Duration::from_millis(2);
-/// How long a partition whose queue is full keeps the poll thread waiting before it is paused: much longer than a chunk
-/// takes that is worked on, much shorter than what waits in the other partitions' queues lasts.
-const PAUSE_AFTER: Duration = Duration::from_millis(20);
+/// How long a partition whose queue is full keeps the poll thread waiting before it is paused, if no consumer takes a chunk
+/// meanwhile: then all others have run dry, or stand still too. Much longer than a chunk takes that is worked on.
+const PAUSE_AFTER: Duration = Duration::from_millis(50);
+/// The same while others take chunks: they lose nothing by the wait before they have run dry, and a pause throws away what was
+/// fetched. It ends the wait for one that stands still beside many.
+const PAUSE_ANYWAY: Duration = Duration::from_secs(1);
 /// How long rebalances and errors may wait while there are records without end.
 const SERVE_EVERY: Duration = Duration::from_millis(5);
 /// How often the high watermarks are read from librdkafka's cache, for the offset lag.
@@ -215,10 +218,13 @@ struct Room {
     /// The thread, while it waits.
     waits: AtomicBool,
     thread: OnceLock<std::thread::Thread>,
+    /// How often there was.
+    appeared: AtomicUsize,
 }
 
 impl Room {
     fn appeared(&self) {
+        self.appeared.fetch_add(1, Relaxed);
         if self.waits.swap(false, SeqCst)
             && let Some(thread) = self.thread.get()
         {
@@ -694,6 +700,8 @@ struct Lane {
     retry: bool,
     data: Vec<u8>,
     records: Vec<RecordEntry>,
+    /// Bytes and records of the last chunk.
+    last: (usize, usize),
     /// When the first of them came.
     taken: Instant,
     /// Since when there has been no room for a full chunk.
@@ -730,6 +738,7 @@ impl Lane {
             return false;
         }
         self.full_since = None;
+        self.last = (self.data.len(), self.records.len());
         let data = Bytes::from(std::mem::take(&mut self.data));
         let records = std::mem::take(&mut self.records);
         let taken = self.taken;
@@ -740,6 +749,9 @@ impl Lane {
     fn put(&mut self, key: Option<&[u8]>, value: Option<&[u8]>, entry: RecordEntry) {
         if self.records.is_empty() {
             self.taken = Instant::now();
+            // As large as the last one, rather than grown step by step.
+            self.data.reserve(self.last.0);
+            self.records.reserve(self.last.1);
         }
         let mut put = |bytes: Option<&[u8]>| {
             let Some(bytes) = bytes else { return NULL };
@@ -823,6 +835,8 @@ struct PollLoop<'a> {
     mean_bytes: usize,
     watermarks_at: Instant,
     confirmed_at: Instant,
+    /// How often there was room when that was last another number, and when.
+    room_appeared: (usize, Instant),
     trouble: Option<Trouble>,
     /// When Kafka was last heard of.
     heard: Instant,
@@ -848,6 +862,7 @@ impl<'a> PollLoop<'a> {
             mean_bytes: 0,
             watermarks_at,
             confirmed_at: watermarks_at,
+            room_appeared: (0, watermarks_at),
             trouble: None,
             heard: watermarks_at,
         }
@@ -947,6 +962,12 @@ impl<'a> PollLoop<'a> {
     /// pause would throw away what is fetched of it, again and again. The others live on what is in their queues meanwhile. One
     /// that has none for longer is paused, so that it is in nobody's way.
     fn wait_for_room(&mut self, now: Instant) -> bool {
+        let appeared = self.rebalances.room.appeared.load(Relaxed);
+        if appeared != self.room_appeared.0 {
+            self.room_appeared = (appeared, now);
+        }
+        let stands_still = now.saturating_duration_since(self.room_appeared.1) >= PAUSE_AFTER;
+        let limit = if stands_still { PAUSE_AFTER } else { PAUSE_ANYWAY };
         let mut left = PAUSE_AFTER;
         let mut waits = false;
         for lane in &mut self.lanes {
@@ -957,8 +978,8 @@ impl<'a> PollLoop<'a> {
                 continue;
             }
             let waited = now.saturating_duration_since(since);
-            match waited < PAUSE_AFTER {
-                true => left = left.min(PAUSE_AFTER - waited),
+            match waited < limit {
+                true => left = left.min(limit - waited),
                 false => {
                     Self::pause(&self.consumer, lane);
                     continue;
@@ -1247,6 +1268,7 @@ impl<'a> PollLoop<'a> {
                     data: Vec::new(),
                     records: Vec::new(),
                     taken: Instant::now(),
+                    last: (0, 0),
                     full_since: None,
                     not_before: None,
                 });

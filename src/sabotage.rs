@@ -1,7 +1,7 @@
 //! What evrepl must never do, on demand (`FAILPOINTS=drop_acked_item=return`): the fault lab's tests show that the lab
 //! notices. Without the feature `failpoints` none of it is compiled.
 
-use crate::memcached::Write;
+use crate::memcached::Writes;
 
 /// `drop_acked_item`: whether the agent acks this item without writing it.
 pub fn drop_acked_item() -> bool {
@@ -17,7 +17,7 @@ pub fn commit_early(watermark: i64, open: u64) -> i64 {
 }
 
 /// `apply_late`: writes values of earlier calls once more, some time after newer ones of their keys, past the stamps.
-pub fn apply_late(writes: &mut Vec<Write>) {
+pub fn apply_late(writes: &mut Writes) {
     let _ = &writes;
     fail::fail_point!("apply_late", |_| held::apply_late(writes));
 }
@@ -30,37 +30,55 @@ mod held {
 
     use tokio::time::Instant;
 
-    use crate::memcached::{Write, WriteOp};
+    use crate::memcached::{Write, WriteOp, Writes};
 
     /// One write of each call, for so many calls: a hot key is written again within them.
     const HELD: usize = 256;
     /// How long the newer value stands: long enough to be seen.
     const LATE_BY: Duration = Duration::from_millis(50);
 
-    /// Writes of the past, and when one is due, once a newer one of its key has gone by.
-    static WRITES: Mutex<VecDeque<(Write, Option<Instant>)>> = Mutex::new(VecDeque::new());
+    /// One set of the past.
+    struct Held {
+        key: Vec<u8>,
+        value: Vec<u8>,
+        flags: u32,
+        expiry: u32,
+        /// When it is due, once a newer write of its key has gone by.
+        due: Option<Instant>,
+    }
 
-    pub(super) fn apply_late(writes: &mut Vec<Write>) {
-        let mut held = WRITES.lock().unwrap_or_else(PoisonError::into_inner);
+    static HELD_WRITES: Mutex<VecDeque<Held>> = Mutex::new(VecDeque::new());
+
+    pub(super) fn apply_late(writes: &mut Writes) {
+        let mut all_held = HELD_WRITES.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        for (old, due) in held.iter_mut().filter(|(_, due)| due.is_none()) {
-            *due = writes.iter().any(|new| new.key == old.key).then_some(now + LATE_BY);
+        for held in all_held.iter_mut().filter(|held| held.due.is_none()) {
+            held.due = writes.iter().any(|new| new.key == held.key).then_some(now + LATE_BY);
         }
-        held.extend(
-            writes
-                .iter()
-                .find(|write| matches!(write.op, WriteOp::Set { .. }))
-                .map(|write| (write.clone(), None)),
-        );
-        held.retain(|(old, due)| {
-            let late = due.is_some_and(|due| due <= now);
+        all_held.extend(writes.iter().find_map(|write| match write.op {
+            WriteOp::Set { value, flags, expiry } => Some(Held {
+                key: write.key.to_vec(),
+                value: value.to_vec(),
+                flags,
+                expiry,
+                due: None,
+            }),
+            _ => None,
+        }));
+        all_held.retain(|held| {
+            let late = held.due.is_some_and(|due| due <= now);
             if late {
-                writes.push(old.clone());
+                let op = WriteOp::Set {
+                    value: &held.value,
+                    flags: held.flags,
+                    expiry: held.expiry,
+                };
+                writes.push(Write { key: &held.key, op });
             }
             !late
         });
-        if held.len() > HELD {
-            held.pop_front();
+        if all_held.len() > HELD {
+            all_held.pop_front();
         }
     }
 }

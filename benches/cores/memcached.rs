@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use evrepl::memcached::bench::{put_looks, put_sets, take_replies};
 
-/// What memcached answers to [`put_looks`] of keys that are all there, or to [`put_sets`].
+/// What memcached answers to [`put_looks`] of keys that are all there, or to touches of them.
 fn replies(values: Option<&[Bytes]>) -> BytesMut {
     let mut text = BytesMut::new();
     for number in 0..super::BATCH {

@@ -25,7 +25,7 @@ fn item<'a>(key: &'a Bytes, value: &'a Bytes) -> ItemRef<'a> {
 
 /// The bytes of a batch's frame, as they leave the link.
 fn framed(keys: &[Bytes], values: &[Bytes], codec: Codec) -> BytesMut {
-    let mut encoder = ItemEncoder::new();
+    let mut encoder = ItemEncoder::default();
     keys.iter()
         .zip(values)
         .for_each(|(key, value)| encoder.push(&item(key, value)));
@@ -56,7 +56,7 @@ pub fn benches(criterion: &mut Criterion) {
         ];
         for (name, codec, values) in kinds {
             group.bench_function(BenchmarkId::new(format!("encode, {name}"), bytes), |bencher| {
-                let mut encoder = ItemEncoder::new();
+                let mut encoder = ItemEncoder::default();
                 bencher.iter(|| {
                     keys.iter()
                         .zip(&values)

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::server::TlsStream;
@@ -22,7 +22,7 @@ use crate::handoff::Handoff;
 use crate::telemetry::RateLimit;
 use crate::wire::{self, CacheStatus, Decoder, FEATURE_LZ4, Frame, GoAway, Hello, HelloAck, Limits, WireError};
 
-use super::agent_session::{AgentSession, AgentSessionParts};
+use super::agent_session::{AgentSession, AgentSessionParts, SOCKET_READ_BYTES};
 use super::cache_writer::ApplyItems;
 
 /// Callers that may be proving who they are at once; more wait in the kernel's queue.
@@ -170,6 +170,7 @@ async fn greet_or_refuse(parts: AgentListenerParts, tcp: TcpStream, remote: Stri
 async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Result<(), GreetingError> {
     let shared = &parts.shared;
     tcp.set_nodelay(true)?;
+    let tcp = BufReader::with_capacity(SOCKET_READ_BYTES, tcp);
     let (mut stream, identities) = shared.tls.accept(tcp).await?;
     let limits = limits(shared);
     let mut buffer = BytesMut::with_capacity(4096);
@@ -236,7 +237,7 @@ fn caller<'a>(shared: &'a AgentShared, identities: &[String]) -> Result<&'a Peer
 }
 
 async fn read_hello(
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut TlsStream<BufReader<TcpStream>>,
     buffer: &mut BytesMut,
     limits: Limits,
 ) -> Result<Hello, GreetingError> {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use actix::prelude::*;
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -26,12 +26,16 @@ use crate::wire::{
     self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items,
 };
 
-use super::cache_writer::{ApplyItems, ItemsApplied, TracedItem};
+use super::cache_writer::{ApplyItems, Finished, Items, ItemsApplied};
 
 /// Frames to the peer that may wait for the socket. A peer that lets so many acks pile up does not read them.
 const OUT_FRAMES: usize = 256;
-/// Bytes asked of the socket at once: a default batch, so that it usually arrives in one piece.
-const READ_BYTES: usize = 256 << 10;
+/// Bytes asked of the socket at once. TLS itself would ask for 4 KiB at a time, which is five system calls for each of its
+/// records, and a tenth of what a value of a kilobyte costs here.
+pub(super) const SOCKET_READ_BYTES: usize = 64 << 10;
+/// Room for the first bytes of a frame: what one TLS record holds. Room for the rest is made when its length is known, so that
+/// a batch gets a buffer of its own size.
+const FIRST_BYTES: usize = 16 << 10;
 /// Of a peer whose sessions end again and again.
 static ENDED: RateLimit = RateLimit::new();
 
@@ -86,7 +90,7 @@ pub struct AgentSessionParts {
     /// What a frame may be.
     pub limits: Limits,
     /// The connection.
-    pub stream: TlsStream<TcpStream>,
+    pub stream: TlsStream<BufReader<TcpStream>>,
     /// What was read behind the hello.
     pub buffered: BytesMut,
 }
@@ -115,7 +119,7 @@ pub struct AgentSession {
     guard: SessionGuard,
     caches: Vec<Option<u16>>,
     limits: Limits,
-    io: Option<(TlsStream<TcpStream>, BytesMut)>,
+    io: Option<(TlsStream<BufReader<TcpStream>>, BytesMut)>,
     out: Option<mpsc::Sender<Bytes>>,
     inbox: VecDeque<(BatchReceived, Slot)>,
     outboxes: Vec<Outbox>,
@@ -221,26 +225,23 @@ impl Handler<ItemsApplied> for AgentSession {
     type Result = ();
 
     fn handle(&mut self, done: ItemsApplied, ctx: &mut Self::Context) {
-        let finished = done.results.len() as u32;
+        let finished = done.finished.items();
+        let exceptions = done.finished.exceptions.into_iter();
         let mut ack = Ack {
             batch: done.batch,
             tick: done.tick,
-            ..Ack::default()
-        };
-        (ack.queued_us, ack.applied_us) = (done.queued_us, done.applied_us);
-        for (index, status) in done.results {
-            match ack.ranges.last_mut() {
-                Some((start, length)) if *start + *length == index => *length += 1,
-                _ => ack.ranges.push((index, 1)),
-            }
-            if let Some(status) = status {
-                ack.exceptions.push(Exception {
+            queued_us: done.queued_us,
+            applied_us: done.applied_us,
+            ranges: done.finished.ranges,
+            exceptions: exceptions
+                .map(|(index, status)| Exception {
                     index,
                     status,
                     server: 0,
-                });
-            }
-        }
+                })
+                .collect(),
+            servers: Vec::new(),
+        };
         if ack.exceptions.iter().any(|exception| exception.status == Status::Later) {
             ack.servers.push(format!(
                 "{} at {}",
@@ -304,15 +305,15 @@ impl AgentSession {
             });
         }
         let items = decode_items(&frame, &self.limits)?;
-        let declared = items.declared();
+        let raw_bytes = items.raw().clone();
         let tick = self.tick.load(SeqCst);
-        let mut shares: Vec<Vec<(u32, wire::Item)>> = self.writers.iter().map(|_| Vec::new()).collect();
+        let mut shares: Vec<Items> = self.writers.iter().map(|_| Items::default()).collect();
         if let [only] = &mut shares[..] {
-            only.reserve(declared);
+            only.list.reserve(items.declared());
         }
         let mut produced_at_ms = 0;
-        for (index, item) in items.enumerate() {
-            let mut item = item?;
+        for (item, index) in items.zip(0..) {
+            let item = item?;
             produced_at_ms = item.produced_at_ms;
             let cache = self
                 .caches
@@ -320,7 +321,6 @@ impl AgentSession {
                 .copied()
                 .flatten()
                 .ok_or(SessionError::Cache)?;
-            item.cache = cache;
             if item.looked_at > tick {
                 // No relay can have heard it: the stamps would believe it and let an old look pass.
                 return Err(SessionError::Future {
@@ -329,7 +329,8 @@ impl AgentSession {
                 });
             }
             let of = &self.shared.caches[cache as usize];
-            shares[of.first_server + of.ring.server_of(&item.key)].push((index as u32, item));
+            let server = of.first_server + of.ring.server_of(item.key_of(&raw_bytes));
+            shares[server].push(index, cache, item, &raw_bytes);
         }
         self.used += raw;
         let received_us = wall_us().saturating_sub(at.elapsed().as_micros() as u64);
@@ -351,7 +352,29 @@ impl AgentSession {
             self.open.remove(&frame.id);
             self.used -= raw;
         }
-        for (server, items) in shares.into_iter().enumerate().filter(|(_, items)| !items.is_empty()) {
+        let shares = shares
+            .into_iter()
+            .enumerate()
+            .filter(|(_, items)| !items.list.is_empty());
+        for (server, items) in shares {
+            if self.shared.servers[server].state() == ServerState::Away {
+                let finished = Finished::all(items.ranges, Status::Later);
+                for item in &items.traced {
+                    item.answered(&self.shared, (&self.peer, server), (at, None), &finished);
+                }
+                let later = &self.shared.counts.later;
+                later.fetch_add(finished.items().into(), std::sync::atomic::Ordering::Relaxed);
+                let done = ItemsApplied {
+                    batch: frame.id,
+                    server,
+                    finished,
+                    tick: self.tick.load(SeqCst),
+                    queued_us: 0,
+                    applied_us: 0,
+                };
+                self.handle(done, ctx);
+                continue;
+            }
             let part = ApplyItems {
                 session: self.guard.id,
                 live: self.guard.live.clone(),
@@ -360,37 +383,9 @@ impl AgentSession {
                 received: at,
                 held_us: frame.held_us,
                 peer: self.peer.clone(),
+                raw: raw_bytes.clone(),
                 items,
             };
-            if self.shared.servers[server].state() == ServerState::Away {
-                let results: Vec<_> = part
-                    .items
-                    .iter()
-                    .map(|(index, _)| (*index, Some(Status::Later)))
-                    .collect();
-                for item in part
-                    .items
-                    .iter()
-                    .filter_map(|(index, item)| TracedItem::of(*index, item))
-                {
-                    item.answered(&self.shared, (&self.peer, server), (at, None), &results);
-                }
-                let tick = self.tick.load(SeqCst);
-                self.shared
-                    .counts
-                    .later
-                    .fetch_add(part.items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-                let done = ItemsApplied {
-                    batch: frame.id,
-                    server,
-                    results,
-                    tick,
-                    queued_us: 0,
-                    applied_us: 0,
-                };
-                self.handle(done, ctx);
-                continue;
-            }
             self.outboxes[server].parts.push_back(part);
             self.send(server, ctx);
         }
@@ -462,7 +457,7 @@ struct Answers {
 
 /// Reads frames until the peer closes. Pings are answered here, so that a busy session still shows its life.
 async fn read_frames(
-    mut read: ReadHalf<TlsStream<TcpStream>>,
+    mut read: ReadHalf<TlsStream<BufReader<TcpStream>>>,
     mut buffer: BytesMut,
     limits: Limits,
     idle: std::time::Duration,
@@ -506,7 +501,9 @@ async fn read_frames(
                 Frame::Ack(_) => return Err(SessionError::Unexpected("ack")),
             }
         }
-        buffer.reserve(READ_BYTES);
+        if buffer.capacity() == buffer.len() {
+            buffer.reserve(FIRST_BYTES);
+        }
         match tokio::time::timeout(idle, read.read_buf(&mut buffer)).await {
             Err(_) => return Err(SessionError::Silent(idle)),
             Ok(Ok(0)) => return Ok(()),
@@ -518,7 +515,7 @@ async fn read_frames(
 }
 
 async fn write_frames(
-    mut write: WriteHalf<TlsStream<TcpStream>>,
+    mut write: WriteHalf<TlsStream<BufReader<TcpStream>>>,
     mut outgoing: mpsc::Receiver<Bytes>,
 ) -> Result<(), std::io::Error> {
     while let Some(frame) = outgoing.recv().await {

@@ -80,7 +80,7 @@ impl BatchCoalescer {
         let batch = &shared.config.batch;
         BatchCoalescer {
             open: OpenBatch::new(batch.max_items, batch.max_bytes),
-            encoder: ItemEncoder::new(),
+            encoder: ItemEncoder::new(batch.min_saving),
             inbox: VecDeque::new(),
             outbox: None,
             sending: false,

@@ -10,6 +10,7 @@
 //! Bounded by: `mailbox.cache_writer` per session, [`MAX_ITEMS`] and [`MAX_BYTES`] per call.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
@@ -24,18 +25,19 @@ use crate::breaker::{Allows, Breaker, BreakerState};
 use crate::event::TraceContext;
 use crate::handoff::{Carried, Slot};
 use crate::hashing;
-use crate::memcached::{Applied, Connection, MemcachedError, Write, WriteOp};
+use crate::memcached::{Connection, MemcachedError, NotDone, SharedOp, Write, WriteOp, Writes};
 use crate::pulse::{PULSE_EVERY, Pulse};
 use crate::relay::wall_ms;
 use crate::sabotage;
 use crate::stamps::{SessionId, StampTable, Verdict};
 use crate::telemetry::{AnsweredItem, MemcachedInstruments, RateLimit};
-use crate::wire::{Expiry, Item, ItemOp, Status};
+use crate::wire::{Expiry, ItemOp, PlacedItem, Status};
 
 /// Items of one call to memcached: enough to make its round trip cheap, few enough to answer soon.
 const MAX_ITEMS: usize = 2048;
-/// Bytes of values of one call.
-pub const MAX_BYTES: usize = 2 << 20;
+/// Bytes of keys and values of one call, or a little more: few enough that what is written together stays in the processor's
+/// cache, and that the buffer for it (see `memcached`) never grows; at values of a kilobyte 2 MiB cost a fifth more.
+pub const MAX_BYTES: usize = 512 << 10;
 /// Slots of the stamp table: 2^20, 16 MiB.
 const STAMP_SLOTS_LOG2: u32 = 20;
 /// memcached takes a longer relative time as a Unix time.
@@ -61,8 +63,101 @@ pub struct ApplyItems {
     pub held_us: u64,
     /// The calling region, for traces.
     pub peer: Arc<str>,
-    /// Index in the batch, and the item; `cache` is the local index.
-    pub items: Vec<(u32, Item)>,
+    /// The batch's bytes.
+    pub raw: Bytes,
+    /// The items, in the batch's order.
+    pub items: Items,
+}
+
+/// Items of a batch that live on one server.
+#[derive(Default)]
+pub struct Items {
+    /// In the batch's order.
+    pub list: Vec<PartItem>,
+    /// Their places in the batch, as (start, length), in order and apart.
+    pub ranges: Vec<(u32, u32)>,
+    /// Those of them that are traced.
+    pub traced: Vec<TracedItem>,
+}
+
+/// What a writer needs of an item.
+pub struct PartItem {
+    /// Its place in the batch.
+    pub index: u32,
+    /// Where its key is in the batch's bytes.
+    pub key: Range<u32>,
+    /// Where its value is.
+    pub value: Range<u32>,
+    /// [`hashing::slot_hash`] of the key.
+    pub slot: u64,
+    /// The last tick its session had heard before the look.
+    pub looked_at: u64,
+    /// Microseconds from the look to the encoding of the batch.
+    pub age_us: u64,
+    /// The client's flags.
+    pub flags: u32,
+    /// What was left at the look.
+    pub expiry: Expiry,
+    /// The local index of its cache.
+    pub cache: u16,
+    /// What to do.
+    pub op: ItemOp,
+}
+
+impl Items {
+    /// Appends an item of the batch with these bytes; `cache` is the local index.
+    pub fn push(&mut self, index: u32, cache: u16, item: PlacedItem, raw: &Bytes) {
+        match self.ranges.last_mut() {
+            Some((start, length)) if *start + *length == index => *length += 1,
+            _ => self.ranges.push((index, 1)),
+        }
+        if item.trace.is_some() {
+            self.traced.extend(TracedItem::of(index, cache, &item, raw));
+        }
+        self.list.push(PartItem {
+            index,
+            slot: hashing::slot_hash(item.key_of(raw)),
+            key: item.key,
+            value: item.value,
+            looked_at: item.looked_at,
+            age_us: item.age_us,
+            flags: item.flags,
+            expiry: item.expiry,
+            cache,
+            op: item.op,
+        });
+    }
+}
+
+/// How the items of a part ended.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// All of them, as (start, length) of places in the batch, in order and apart.
+    pub ranges: Vec<(u32, u32)>,
+    /// Those that did not simply apply, by their place, each once.
+    pub exceptions: Vec<(u32, Status)>,
+}
+
+impl Finished {
+    /// All of these items ended in the same way.
+    pub fn all(ranges: Vec<(u32, u32)>, status: Status) -> Finished {
+        let places = ranges.iter().flat_map(|&(start, length)| start..start + length);
+        Finished {
+            exceptions: places.map(|place| (place, status)).collect(),
+            ranges,
+        }
+    }
+
+    /// How many items there are.
+    pub fn items(&self) -> u32 {
+        self.ranges.iter().map(|(_, length)| length).sum()
+    }
+
+    /// The public name of how the item with this place ended.
+    fn name_of(&self, place: u32) -> &'static str {
+        let status = self.exceptions.iter().find(|(index, _)| *index == place);
+        status.map_or("applied", |(_, status)| status.name())
+    }
 }
 
 /// What became of a part. A fact.
@@ -73,8 +168,8 @@ pub struct ItemsApplied {
     pub batch: u64,
     /// This writer's server number.
     pub server: usize,
-    /// By index in the batch; `None` is applied.
-    pub results: Vec<(u32, Option<Status>)>,
+    /// The part's items.
+    pub finished: Finished,
     /// The tick after these writes.
     pub tick: u64,
     /// Microseconds from received to written.
@@ -83,19 +178,13 @@ pub struct ItemsApplied {
     pub applied_us: u64,
 }
 
-/// An item that was admitted to the call at hand.
-struct Sent {
-    part: usize,
-    index: u32,
-    /// How it ends if memcached does as asked, when that is not simply applied.
-    status: Option<Status>,
-    touch: bool,
-}
-
 /// A call to memcached, and whom it answers.
 struct Call {
     parts: Vec<Answering>,
-    sent: Vec<Sent>,
+    /// Of each write, which part it is of and its place in that batch.
+    sent: Vec<(u32, u32)>,
+    /// Writes that are removals because the item may not be stored, by their place in the call, in order.
+    removals: Vec<(u32, Status)>,
     started: Instant,
     /// It takes so long that everything else is answered `later` meanwhile.
     stuck: bool,
@@ -110,10 +199,24 @@ impl Call {
         Call {
             parts: Vec::new(),
             sent: Vec::new(),
+            removals: Vec::new(),
             started,
             stuck: false,
             slow: false,
             unsent: false,
+        }
+    }
+
+    /// This write of the call did not simply apply.
+    fn except(&mut self, write: u32, status: Status) {
+        let (part, index) = self.sent[write as usize];
+        self.parts[part as usize].finished.exceptions.push((index, status));
+    }
+
+    /// Nothing that was sent has simply applied.
+    fn except_all(&mut self, status: Status) {
+        for (part, index) in self.sent.drain(..) {
+            self.parts[part as usize].finished.exceptions.push((index, status));
         }
     }
 }
@@ -123,7 +226,7 @@ struct Answering {
     reply: Recipient<ItemsApplied>,
     batch: u64,
     received: Instant,
-    results: Vec<(u32, Option<Status>)>,
+    finished: Finished,
     /// Those of its items that are traced.
     traced: Vec<TracedItem>,
     peer: Arc<str>,
@@ -139,14 +242,14 @@ pub struct TracedItem {
 }
 
 impl TracedItem {
-    /// Of an item, by its index in the batch, if it is traced.
-    pub fn of(index: u32, item: &Item) -> Option<TracedItem> {
+    /// Of an item, by its place in the batch, if it is traced; `cache` is the local index.
+    fn of(index: u32, cache: u16, item: &PlacedItem, raw: &Bytes) -> Option<TracedItem> {
         Some(TracedItem {
             index,
             context: item.trace?,
-            cache: item.cache,
+            cache,
             op: item.op,
-            key: item.key.clone(),
+            key: raw.slice(item.key.start as usize..item.key.end as usize),
         })
     }
 
@@ -156,10 +259,8 @@ impl TracedItem {
         shared: &AgentShared,
         (peer, server): (&str, usize),
         (received, called): (Instant, Option<Instant>),
-        results: &[(u32, Option<Status>)],
+        finished: &Finished,
     ) {
-        let status = results.iter().find(|(index, _)| *index == self.index);
-        let status = status.and_then(|(_, status)| *status);
         shared.instruments.traces().answered(&AnsweredItem {
             context: self.context,
             peer,
@@ -174,7 +275,7 @@ impl TracedItem {
             received,
             called,
             answered: Instant::now(),
-            answer: status.map_or("applied", Status::name),
+            answer: finished.name_of(self.index),
         });
     }
 }
@@ -324,11 +425,11 @@ impl CacheWriter {
     fn probe(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         if self.queue.is_empty() && matches!(self.link, Link::Ready(_)) && self.breaker.allows(now) != Allows::No {
-            self.call(Call::new(now), Vec::new(), ctx);
+            self.call(Call::new(now), Writes::default(), ctx);
         }
     }
 
-    fn call(&mut self, call: Call, writes: Vec<Write>, ctx: &mut Context<Self>) {
+    fn call(&mut self, call: Call, writes: Writes, ctx: &mut Context<Self>) {
         if !self.fence.is_open() {
             return;
         }
@@ -373,11 +474,9 @@ impl CacheWriter {
         let Some(call) = &mut self.call else { return };
         let mut answered = Call::new(call.started);
         answered.parts = std::mem::take(&mut call.parts);
-        for sent in call.sent.drain(..) {
-            answered.parts[sent.part]
-                .results
-                .push((sent.index, Some(Status::Later)));
-        }
+        answered.sent = std::mem::take(&mut call.sent);
+        call.removals.clear();
+        answered.except_all(Status::Later);
         self.answer(answered, 0);
     }
 
@@ -394,11 +493,11 @@ impl CacheWriter {
     }
 
     /// Takes parts off the queue, oldest first, and lets each item pass the stamps.
-    fn collect(&mut self) -> (Call, Vec<Write>) {
+    fn collect(&mut self) -> (Call, Writes) {
         let now = Instant::now();
         let wall = wall_ms();
         let mut call = Call::new(now);
-        let mut writes = Vec::new();
+        let mut writes = Writes::default();
         let mut bytes = 0;
         while writes.len() < MAX_ITEMS && bytes < MAX_BYTES {
             // The slot goes back when this turn of the loop ends: the contents are in the call.
@@ -408,18 +507,20 @@ impl CacheWriter {
             if !part.live.load(SeqCst) {
                 continue;
             }
-            let mut results = Vec::with_capacity(part.items.len());
-            let mut traced = Vec::new();
+            let Items { list, ranges, traced } = part.items;
+            let mut exceptions = Vec::new();
             let waited_us = now.saturating_duration_since(part.received).as_micros() as u64;
-            for (index, item) in part.items {
-                traced.extend(TracedItem::of(index, &item));
-                let slot = hashing::slot_hash(&item.key);
-                if self.stamps.admit(slot, part.session, item.looked_at, now) == Verdict::LookAgain {
-                    results.push((index, Some(Status::LookAgain)));
+            let of = call.parts.len() as u32;
+            writes.share(part.raw);
+            call.sent.reserve(list.len());
+            writes.reserve(list.len());
+            self.stamps.fetch(list.iter().map(|item| item.slot));
+            for item in list {
+                if self.stamps.admit(item.slot, part.session, item.looked_at, now) == Verdict::LookAgain {
+                    exceptions.push((item.index, Status::LookAgain));
                     continue;
                 }
                 if sabotage::drop_acked_item() {
-                    results.push((index, None));
                     continue;
                 }
                 let age_us =
@@ -427,22 +528,19 @@ impl CacheWriter {
                     item.age_us.saturating_add(part.held_us).saturating_add(waited_us);
                 let max_value = self.shared.config.caches[item.cache as usize].max_value_bytes;
                 bytes += item.value.len() + item.key.len();
-                let touch = item.op == ItemOp::Touch;
-                let (write, status) = as_write(item, age_us, wall, max_value);
-                writes.push(write);
-                call.sent.push(Sent {
-                    part: call.parts.len(),
-                    index,
-                    status,
-                    touch,
-                });
+                let (op, status) = as_op(&item, age_us, wall, max_value);
+                if let Some(status) = status {
+                    call.removals.push((writes.len() as u32, status));
+                }
+                call.sent.push((of, item.index));
+                writes.push_shared(item.key, op);
             }
             call.parts.push(Answering {
                 live: part.live,
                 reply: part.reply,
                 batch: part.batch,
                 received: part.received,
-                results,
+                finished: Finished { ranges, exceptions },
                 traced,
                 peer: part.peer,
             });
@@ -461,35 +559,16 @@ impl CacheWriter {
         let tick = self.tick.fetch_add(1, SeqCst) + 1;
         self.stamps.written(tick);
         match done {
-            Ok((connection, results)) => {
+            Ok((connection, asked, not_done)) => {
                 self.link = Link::Ready(connection);
-                if !results.is_empty() {
+                if asked {
                     // Not the probes: they would be most of a server's calls that nothing is written to.
                     self.calls.call_answered(now.saturating_duration_since(call.started));
                 }
                 if self.answered(now.saturating_duration_since(call.started), now) {
                     tracing::info!(server = self.address(), "memcached answers again");
                 }
-                let mut refusal = None;
-                for (sent, result) in call.sent.drain(..).zip(results) {
-                    let status = match result {
-                        Applied::Done => sent.status,
-                        Applied::NotFound if sent.touch => Some(Status::LookAgain),
-                        Applied::NotFound => sent.status,
-                        Applied::TooLarge => Some(Status::TooLarge),
-                        Applied::Refused(reason) => {
-                            refusal = Some(reason);
-                            Some(Status::Later)
-                        }
-                    };
-                    call.parts[sent.part].results.push((sent.index, status));
-                }
-                if let Some(reason) = refusal
-                    && self.refusal_said.is_none_or(|said| now - said >= REFUSALS_EVERY)
-                {
-                    self.refusal_said = Some(now);
-                    tracing::warn!(server = self.address(), reason, "memcached refused a write");
-                }
+                self.take_results(&mut call, not_done, now);
             }
             Err(error) => {
                 if let Some(unsaid) = BROKEN.due(self.address()) {
@@ -499,11 +578,7 @@ impl CacheWriter {
                 self.calls.call_failed();
                 self.fence.passes(self.server, None);
                 self.breaker.record_failure(now, rand::random());
-                for sent in call.sent.drain(..) {
-                    call.parts[sent.part]
-                        .results
-                        .push((sent.index, Some(Status::LookAgain)));
-                }
+                call.except_all(Status::LookAgain);
                 self.connect(ctx);
             }
         }
@@ -513,21 +588,56 @@ impl CacheWriter {
         self.advance(ctx);
     }
 
+    /// What became of the writes of a call that memcached answered.
+    fn take_results(&mut self, call: &mut Call, not_done: Vec<(u32, NotDone)>, now: Instant) {
+        if call.sent.is_empty() {
+            // They were told to come back while the call took so long.
+            return;
+        }
+        for (write, status) in std::mem::take(&mut call.removals) {
+            if not_done.binary_search_by_key(&write, |(write, _)| *write).is_err() {
+                call.except(write, status);
+            }
+        }
+        let mut refusal = None;
+        for (write, how) in not_done {
+            // What the fault lab has added is nobody's.
+            if write as usize >= call.sent.len() {
+                continue;
+            }
+            let status = match how {
+                NotDone::NotFound | NotDone::Unknown => Status::LookAgain,
+                NotDone::TooLarge => Status::TooLarge,
+                NotDone::Refused(reason) => {
+                    refusal = Some(reason);
+                    Status::Later
+                }
+            };
+            call.except(write, status);
+        }
+        if let Some(reason) = refusal
+            && self.refusal_said.is_none_or(|said| now - said >= REFUSALS_EVERY)
+        {
+            self.refusal_said = Some(now);
+            tracing::warn!(server = self.address(), reason, "memcached refused a write");
+        }
+    }
+
     fn answer(&mut self, call: Call, applied_us: u64) {
         let tick = self.tick.load(SeqCst);
         for part in call.parts {
             let queued_us = call.started.saturating_duration_since(part.received).as_micros() as u64;
-            self.count(&part.results);
+            self.count(&part.finished);
             for item in &part.traced {
                 let times = (part.received, (!call.unsent).then_some(call.started));
-                item.answered(&self.shared, (&part.peer, self.server), times, &part.results);
+                item.answered(&self.shared, (&part.peer, self.server), times, &part.finished);
             }
             if part.live.load(SeqCst) {
                 let (batch, server) = (part.batch, self.server);
                 part.reply.do_send(ItemsApplied {
                     batch,
                     server,
-                    results: part.results,
+                    finished: part.finished,
                     tick,
                     queued_us,
                     applied_us,
@@ -539,23 +649,20 @@ impl CacheWriter {
     /// The server does not take writes: what waits is told to come back, which frees its window and permits.
     fn answer_later(&mut self) {
         for (part, _slot) in std::mem::take(&mut self.queue) {
-            let results: Vec<_> = part
-                .items
-                .iter()
-                .map(|(index, _)| (*index, Some(Status::Later)))
-                .collect();
-            self.count(&results);
-            for item in part
-                .items
-                .iter()
-                .filter_map(|(index, item)| TracedItem::of(*index, item))
-            {
-                item.answered(&self.shared, (&part.peer, self.server), (part.received, None), &results);
+            let finished = Finished::all(part.items.ranges, Status::Later);
+            self.count(&finished);
+            for item in &part.items.traced {
+                item.answered(
+                    &self.shared,
+                    (&part.peer, self.server),
+                    (part.received, None),
+                    &finished,
+                );
             }
             part.reply.do_send(ItemsApplied {
                 batch: part.batch,
                 server: self.server,
-                results,
+                finished,
                 tick: self.tick.load(SeqCst),
                 queued_us: part.received.elapsed().as_micros() as u64,
                 applied_us: 0,
@@ -563,14 +670,22 @@ impl CacheWriter {
         }
     }
 
-    fn count(&self, results: &[(u32, Option<Status>)]) {
-        let of = |wanted: Option<Status>| results.iter().filter(|(_, status)| *status == wanted).count() as u64;
+    fn count(&self, finished: &Finished) {
         let counts = &self.shared.counts;
-        counts.applied.fetch_add(of(None), Relaxed);
-        counts.look_again.fetch_add(of(Some(Status::LookAgain)), Relaxed);
-        counts.later.fetch_add(of(Some(Status::Later)), Relaxed);
-        counts.expired.fetch_add(of(Some(Status::Expired)), Relaxed);
-        counts.too_large.fetch_add(of(Some(Status::TooLarge)), Relaxed);
+        let mut applied = u64::from(finished.items());
+        for (_, status) in &finished.exceptions {
+            applied = applied.saturating_sub(1);
+            let count = match status {
+                Status::LookAgain => &counts.look_again,
+                Status::Later => &counts.later,
+                Status::Expired => &counts.expired,
+                Status::TooLarge => &counts.too_large,
+                // Nothing here says so.
+                Status::Refused => continue,
+            };
+            count.fetch_add(1, Relaxed);
+        }
+        counts.applied.fetch_add(applied, Relaxed);
     }
 
     /// Connects, gets an answer to `mn`, and waits until what an older connection left has run.
@@ -632,69 +747,48 @@ impl CacheWriter {
     }
 }
 
-/// The connection back with a result per write, or why it is gone.
-type Done = Result<(Box<Connection>, Vec<Applied>), MemcachedError>;
+/// The connection back, whether there was anything to write, and which writes were not simply done; or why it is gone.
+type Done = Result<(Box<Connection>, bool, Vec<(u32, NotDone)>), MemcachedError>;
 
-async fn write(mut connection: Box<Connection>, writes: Vec<Write>) -> Done {
-    let mut results = Vec::with_capacity(writes.len());
+async fn write(mut connection: Box<Connection>, writes: Writes) -> Done {
     if writes.is_empty() {
         connection.noop().await?;
-        return Ok((connection, results));
+        return Ok((connection, false, Vec::new()));
     }
-    connection.apply(&writes, &mut results).await?;
-    let large = results
-        .iter()
-        .zip(&writes)
-        .filter(|(result, _)| matches!(result, Applied::TooLarge));
-    let removals: Vec<Write> = large
-        .map(|(_, write)| Write {
-            key: write.key.clone(),
+    let not_done = connection.apply(&writes).await?;
+    let large = not_done.iter().filter(|(_, how)| *how == NotDone::TooLarge);
+    let removals: Writes = large
+        .map(|(place, _)| Write {
+            key: writes.get(*place as usize).key,
             op: WriteOp::Delete,
         })
         .collect();
     if !removals.is_empty() {
         // What cannot be stored must not leave the old copy behind.
-        connection
-            .apply(&removals, &mut Vec::with_capacity(removals.len()))
-            .await?;
+        connection.apply(&removals).await?;
     }
-    Ok((connection, results))
+    Ok((connection, true, not_done))
 }
 
-/// An item as a write, and how it ends if that is not simply applied. `age_us` is the time since the look.
-fn as_write(item: Item, age_us: u64, wall_ms: i64, max_value: usize) -> (Write, Option<Status>) {
-    let remove = |key, status| {
-        (
-            Write {
-                key,
-                op: WriteOp::Delete,
-            },
-            status,
-        )
-    };
+/// What an item asks of memcached, and how it ends if that is not simply applied. `age_us` is the time since the look.
+fn as_op(item: &PartItem, age_us: u64, wall_ms: i64, max_value: usize) -> (SharedOp, Option<Status>) {
     let expiry = match item.expiry {
         Expiry::Never => Some(0),
         Expiry::Seconds(seconds) => exptime(seconds, age_us, wall_ms),
     };
     match (item.op, expiry) {
-        (ItemOp::Remove, _) => remove(item.key, None),
-        (_, None) => remove(item.key, Some(Status::Expired)),
-        (ItemOp::Set, _) if item.value.len() > max_value => remove(item.key, Some(Status::TooLarge)),
+        (ItemOp::Remove, _) => (SharedOp::Delete, None),
+        (_, None) => (SharedOp::Delete, Some(Status::Expired)),
+        (ItemOp::Set, _) if item.value.len() > max_value => (SharedOp::Delete, Some(Status::TooLarge)),
         (ItemOp::Set, Some(expiry)) => {
-            let op = WriteOp::Set {
-                value: item.value,
+            let set = SharedOp::Set {
+                value: item.value.clone(),
                 flags: item.flags,
                 expiry,
             };
-            (Write { key: item.key, op }, None)
+            (set, None)
         }
-        (ItemOp::Touch, Some(expiry)) => (
-            Write {
-                key: item.key,
-                op: WriteOp::Touch { expiry },
-            },
-            None,
-        ),
+        (ItemOp::Touch, Some(expiry)) => (SharedOp::Touch { expiry }, None),
     }
 }
 

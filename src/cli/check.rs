@@ -298,8 +298,8 @@ mod tests {
                 ("parking", 2 * (3 + 1) * 8192 * 2048),
                 ("stamps", (3 * 16) << 20),
                 ("agent in flight", 32 << 20),
-                ("agent calls", (3 + 3) * ((2 + 1) << 20)),
-                ("allocator", 92_723_200),
+                ("agent calls", (3 + 3) * ((512 << 10) + (1 << 20))),
+                ("allocator", 90_363_904),
             ]
         );
     }

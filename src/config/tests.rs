@@ -86,7 +86,10 @@ fn what_may_be_left_out_has_its_default() {
         (config.batch.max_bytes, config.batch.linger),
         (256 << 10, Duration::from_millis(2))
     );
-    assert_eq!(config.batch.compression, Compression::Lz4);
+    assert_eq!(
+        (config.batch.compression, config.batch.min_saving),
+        (Compression::Lz4, 0.2)
+    );
     assert_eq!(config.admin.listen, "127.0.0.1:7100");
     assert_eq!(
         config.telemetry,

@@ -11,10 +11,10 @@ pub fn put_looks(keys: &[Bytes], out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a set of each key, with its value copied.
+/// Appends a quiet set of each key, with its value copied.
 pub fn put_sets(keys: &[Bytes], values: &[Bytes], out: &mut Vec<u8>) {
-    for (opaque, (key, value)) in (0..).zip(keys.iter().zip(values)) {
-        codec::put_set(out, key, value.len(), 7, 0, opaque);
+    for (key, value) in keys.iter().zip(values) {
+        codec::put_set(out, key, value.len(), 7, 0, None);
         out.extend_from_slice(value);
         out.extend_from_slice(b"\r\n");
     }

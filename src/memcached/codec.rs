@@ -1,7 +1,7 @@
 //! The meta protocol's text, without any I/O: requests into a buffer, replies out of one.
 //!
-//! Every request carries an opaque number that memcached echoes, so a reply that is not the next one is noticed. Only
-//! error lines come without it; they keep their place in the order (measured: also for a refused `ms`, whose value is
+//! A request that is not quiet carries an opaque number that memcached echoes, so a reply that is not the next one is noticed.
+//! Only error lines come without it; they keep their place in the order (measured: also for a refused `ms`, whose value is
 //! read and thrown away).
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -46,35 +46,41 @@ fn is_plain(key: &[u8]) -> bool {
 pub(super) fn put_look(out: &mut Vec<u8>, key: &[u8], value: bool, opaque: u32) {
     out.extend_from_slice(b"mg ");
     let base64 = put_key(out, key);
-    out.extend_from_slice(if value { b" v f t c u" } else { b" s t c u" });
-    put_end(out, base64, opaque);
+    let mut line = Line::default();
+    line.put(if value { b" v f t c u" } else { b" s t c u" });
+    line.end(base64, Some(opaque));
+    out.extend_from_slice(line.bytes());
 }
 
-/// `ms` up to the value: `length` bytes and `\r\n` must follow.
-pub(super) fn put_set(out: &mut Vec<u8>, key: &[u8], length: usize, flags: u32, expiry: u32, opaque: u32) {
+/// `ms` up to the value: `length` bytes and `\r\n` must follow. Without a number it is quiet: answered only unless it is done.
+pub(super) fn put_set(out: &mut Vec<u8>, key: &[u8], length: usize, flags: u32, expiry: u32, opaque: Option<u32>) {
+    out.reserve(key.len() * 2 + length.min(MAX_LINE_BYTES) + LINE_BYTES);
     out.extend_from_slice(b"ms ");
     let base64 = put_key(out, key);
-    out.push(b' ');
-    put_number(out, length as u64);
+    let mut line = Line::default();
+    line.number(b" ", length as u64);
     if flags != 0 {
-        out.extend_from_slice(b" F");
-        put_number(out, flags.into());
+        line.number(b" F", flags.into());
     }
-    put_expiry(out, expiry);
-    put_end(out, base64, opaque);
+    if expiry != 0 {
+        line.number(b" T", sendable_expiry(expiry).into());
+    }
+    line.end(base64, opaque);
+    out.extend_from_slice(line.bytes());
 }
 
 /// `mg` with a new expiry. It counts as an access, as an application's touch does.
-pub(super) fn put_touch(out: &mut Vec<u8>, key: &[u8], expiry: u32, opaque: u32) {
+pub(super) fn put_touch(out: &mut Vec<u8>, key: &[u8], expiry: u32, opaque: Option<u32>) {
     out.extend_from_slice(b"mg ");
     let base64 = put_key(out, key);
-    out.extend_from_slice(b" s c");
-    put_expiry(out, expiry);
-    put_end(out, base64, opaque);
+    let mut line = Line::default();
+    line.number(b" s c T", sendable_expiry(expiry).into());
+    line.end(base64, opaque);
+    out.extend_from_slice(line.bytes());
 }
 
-/// `md`.
-pub(super) fn put_delete(out: &mut Vec<u8>, key: &[u8], opaque: u32) {
+/// `md`. Without a number it is quiet.
+pub(super) fn put_delete(out: &mut Vec<u8>, key: &[u8], opaque: Option<u32>) {
     out.extend_from_slice(b"md ");
     let base64 = put_key(out, key);
     put_end(out, base64, opaque);
@@ -84,9 +90,10 @@ pub(super) fn put_delete(out: &mut Vec<u8>, key: &[u8], opaque: u32) {
 pub(super) fn put_give_back(out: &mut Vec<u8>, key: &[u8], cas: u64, opaque: u32) {
     out.extend_from_slice(b"md ");
     let base64 = put_key(out, key);
-    out.extend_from_slice(b" I C");
-    put_number(out, cas);
-    put_end(out, base64, opaque);
+    let mut line = Line::default();
+    line.number(b" I C", cas);
+    line.end(base64, Some(opaque));
+    out.extend_from_slice(line.bytes());
 }
 
 /// What [`put_expiry`] sends for an expiry.
@@ -94,18 +101,65 @@ pub(super) fn sendable_expiry(expiry: u32) -> u32 {
     expiry.min(MAX_EXPIRY)
 }
 
-fn put_expiry(out: &mut Vec<u8>, expiry: u32) {
-    out.extend_from_slice(b" T");
-    put_number(out, sendable_expiry(expiry).into());
+/// The longest line behind a key, and more: a length, flags, an expiry and an opaque number of ten digits each, or a CAS of
+/// twenty.
+const LINE_BYTES: usize = 64;
+
+/// What follows a key, built on the stack and appended at once: each small append to a growing buffer is a call and a check.
+struct Line {
+    bytes: [u8; LINE_BYTES],
+    length: usize,
 }
 
-fn put_end(out: &mut Vec<u8>, base64: bool, opaque: u32) {
-    if base64 {
-        out.extend_from_slice(b" b");
+impl Default for Line {
+    fn default() -> Line {
+        Line {
+            bytes: [0; LINE_BYTES],
+            length: 0,
+        }
     }
-    out.extend_from_slice(b" O");
-    put_number(out, opaque.into());
-    out.extend_from_slice(b"\r\n");
+}
+
+impl Line {
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes[self.length..self.length + bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len();
+    }
+
+    /// A flag and its number, in decimal digits without the formatting machinery.
+    #[inline]
+    fn number(&mut self, flag: &[u8], mut number: u64) {
+        self.put(flag);
+        let digits = number.checked_ilog10().map_or(1, |tens| tens as usize + 1);
+        self.length += digits;
+        for digit in self.bytes[self.length - digits..self.length].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+    }
+
+    #[inline]
+    fn end(&mut self, base64: bool, opaque: Option<u32>) {
+        if base64 {
+            self.put(b" b");
+        }
+        match opaque {
+            None => self.put(b" q"),
+            Some(opaque) => self.number(b" O", opaque.into()),
+        }
+        self.put(b"\r\n");
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+fn put_end(out: &mut Vec<u8>, base64: bool, opaque: Option<u32>) {
+    let mut line = Line::default();
+    line.end(base64, opaque);
+    out.extend_from_slice(line.bytes());
 }
 
 /// Appends the key as it travels; says whether that is base64.
@@ -124,22 +178,6 @@ fn put_key(out: &mut Vec<u8>, key: &[u8]) -> bool {
         out.extend_from_slice(&four);
     }
     true
-}
-
-/// Decimal digits without the formatting machinery, which would be a good part of a request's cost.
-fn put_number(out: &mut Vec<u8>, mut number: u64) {
-    // u64::MAX has 20 digits.
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
 }
 
 /// How a reply begins.
@@ -391,13 +429,15 @@ mod tests {
     fn requests_are_what_memcached_reads() {
         assert_eq!(text(|out| put_look(out, b"k", true, 7)), "mg k v f t c u O7\r\n");
         assert_eq!(text(|out| put_look(out, b"k", false, 0)), "mg k s t c u O0\r\n");
-        assert_eq!(text(|out| put_set(out, b"k", 3, 0, 0, 1)), "ms k 3 T0 O1\r\n");
+        assert_eq!(text(|out| put_set(out, b"k", 3, 0, 0, Some(1))), "ms k 3 O1\r\n");
         assert_eq!(
-            text(|out| put_set(out, b"k", 0, u32::MAX, 60, u32::MAX)),
+            text(|out| put_set(out, b"k", 0, u32::MAX, 60, Some(u32::MAX))),
             "ms k 0 F4294967295 T60 O4294967295\r\n"
         );
-        assert_eq!(text(|out| put_touch(out, b"k", 60, 1)), "mg k s c T60 O1\r\n");
-        assert_eq!(text(|out| put_delete(out, b"k", 1)), "md k O1\r\n");
+        assert_eq!(text(|out| put_touch(out, b"k", 60, Some(1))), "mg k s c T60 O1\r\n");
+        assert_eq!(text(|out| put_delete(out, b"k", Some(1))), "md k O1\r\n");
+        assert_eq!(text(|out| put_set(out, b"k", 3, 1, 9, None)), "ms k 3 F1 T9 q\r\n");
+        assert_eq!(text(|out| put_delete(out, b"k", None)), "md k q\r\n");
         assert_eq!(
             text(|out| put_give_back(out, b"k", u64::MAX, 1)),
             "md k I C18446744073709551615 O1\r\n"
@@ -412,15 +452,18 @@ mod tests {
             (b"\x7f", "fw=="),
             (b"\0\x01\x02\xff", "AAEC/w=="),
         ] {
-            assert_eq!(text(|out| put_delete(out, key, 1)), format!("md {sent} b O1\r\n"));
+            assert_eq!(text(|out| put_delete(out, key, Some(1))), format!("md {sent} b O1\r\n"));
         }
-        assert_eq!(text(|out| put_delete(out, "größe".as_bytes(), 1)), "md größe O1\r\n");
+        assert_eq!(
+            text(|out| put_delete(out, "größe".as_bytes(), Some(1))),
+            "md größe O1\r\n"
+        );
     }
 
     #[test]
     fn an_expiry_beyond_2038_is_not_taken_as_past() {
         assert_eq!(
-            text(|out| put_touch(out, b"k", u32::MAX, 1)),
+            text(|out| put_touch(out, b"k", u32::MAX, Some(1))),
             "mg k s c T2147483647 O1\r\n"
         );
     }

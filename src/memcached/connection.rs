@@ -7,10 +7,12 @@ use bytes::{Bytes, BytesMut};
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, lookup_host};
+use tokio::time::Instant;
 
+use super::answers::{Answers, is_spoken, unexpected};
 use super::codec::{self, Code, Decoded, Reply};
 use super::outbox::{Outbox, SLICES};
-use super::{Applied, Look, Looked, MemcachedError, Write, WriteOp, key_problem};
+use super::{Look, Looked, MemcachedError, NotDone, Write, WriteOp, Writes, key_problem};
 
 /// An idle connection is probed after this long, so that a host that vanished is noticed; every `KEEPALIVE_INTERVAL`
 /// after that, and given up after `KEEPALIVE_RETRIES`: 25 seconds in all.
@@ -25,6 +27,12 @@ const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(30);
 const READ_CHUNK: usize = 64 * 1024;
 /// With less room than this a read is not worth its system call.
 const SMALL_READ: usize = 4 * 1024;
+/// After a write was refused, so long every write is spoken: what is refused again is then known by name. Keys that are looked
+/// at again because it was not known come back long before.
+const SPOKEN_FOR: Duration = Duration::from_secs(5);
+
+/// For calls that write no values.
+static NOTHING: Writes = Writes::none();
 
 /// One TCP connection to one server.
 ///
@@ -39,6 +47,8 @@ pub struct Connection {
     /// Number of the next request. It wraps, after four billion; no batch is that long.
     opaque: u32,
     usable: bool,
+    /// Until then no write is quiet.
+    spoken_until: Option<Instant>,
 }
 
 impl Connection {
@@ -66,6 +76,7 @@ impl Connection {
             outbox: Outbox::default(),
             opaque: 0,
             usable: true,
+            spoken_until: None,
         })
     }
 
@@ -93,9 +104,9 @@ impl Connection {
     pub async fn noop(&mut self) -> Result<(), MemcachedError> {
         self.outbox.clear();
         self.outbox.text().extend_from_slice(b"mn\r\n");
-        self.exchange(1, |_, reply| {
+        self.exchange(&NOTHING, |reply| {
             if reply.code == Code::Noop {
-                Ok(())
+                Ok(true)
             } else {
                 Err(unexpected(&reply))
             }
@@ -108,10 +119,10 @@ impl Connection {
         self.outbox.clear();
         self.outbox.text().extend_from_slice(b"version\r\n");
         let mut version = String::new();
-        self.exchange(1, |_, reply| match reply.code {
+        self.exchange(&NOTHING, |reply| match reply.code {
             Code::Version(text) => {
                 version = text;
-                Ok(())
+                Ok(true)
             }
             _ => Err(unexpected(&reply)),
         })
@@ -137,64 +148,85 @@ impl Connection {
                 out.push(Looked::Refused(problem.to_owned()));
             }
         };
-        self.exchange(self.opaque.wrapping_sub(first) as usize, |n, reply| {
-            refuse(out);
-            check_order(&reply, first, n)?;
-            let read = &reads[out.len()];
-            let looked = looked(reply, read.value())?;
-            if let Looked::Stale { cas, won: true } = looked {
-                tokens.push((read.key(), cas));
-            }
-            out.push(looked);
-            Ok(())
-        })
-        .await?;
+        let count = self.opaque.wrapping_sub(first) as usize;
+        let mut n = 0;
+        if count > 0 {
+            self.exchange(&NOTHING, |reply| {
+                refuse(out);
+                check_order(&reply, first, n)?;
+                let read = &reads[out.len()];
+                let looked = looked(reply, read.value())?;
+                if let Looked::Stale { cas, won: true } = looked {
+                    tokens.push((read.key(), cas));
+                }
+                out.push(looked);
+                n += 1;
+                Ok(n == count)
+            })
+            .await?;
+        }
         refuse(out);
         self.give_back(&tokens).await
     }
 
-    /// Applies every write, in order. `out` is emptied, then gets one result per write, in order.
+    /// Applies every write, in order. What comes back are the writes that were not simply done, by their place in `writes`,
+    /// in order: none of them, most often.
     ///
-    /// On an error `out` has the results of the first writes, as many as were answered; of the others it is unknown
-    /// whether they ran or will run: look at their keys again.
-    pub async fn apply(&mut self, writes: &[Write], out: &mut Vec<Applied>) -> Result<(), MemcachedError> {
-        out.clear();
+    /// On an error it is unknown which writes ran or will run: look at their keys again. So for each write that ended as
+    /// [`NotDone::Unknown`]; for some time afterwards each is known by name.
+    pub async fn apply(&mut self, writes: &Writes) -> Result<Vec<(u32, NotDone)>, MemcachedError> {
         self.outbox.clear();
         let first = self.opaque;
-        for Write { key, op } in writes.iter().filter(|write| key_problem(&write.key).is_none()) {
-            let opaque = next(&mut self.opaque);
-            match op {
-                // Never sent, see MAX_VALUE_BYTES; the old item goes as memcached would have let it go.
-                WriteOp::Set { value, .. } if value.len() > codec::MAX_VALUE_BYTES => {
-                    codec::put_delete(self.outbox.text(), key, opaque)
-                }
-                WriteOp::Set { value, flags, expiry } => {
-                    codec::put_set(self.outbox.text(), key, value.len(), *flags, *expiry, opaque);
-                    self.outbox.put_value(value);
-                }
-                WriteOp::Touch { expiry } => codec::put_touch(self.outbox.text(), key, *expiry, opaque),
-                WriteOp::Delete => codec::put_delete(self.outbox.text(), key, opaque),
+        // Also of those that are not sent, so that a number tells the place.
+        self.opaque = first.wrapping_add(writes.len() as u32);
+        let mut answers = Answers::new(writes, first);
+        let problem = |write: Write<'_>| key_problem(write.key);
+        let last = (0..writes.len()).rfind(|&place| problem(writes.get(place)).is_none());
+        let quiet = self.spoken_until.is_none_or(|until| Instant::now() >= until);
+        for (place, write) in writes.iter().enumerate() {
+            if let Some(problem) = problem(write) {
+                answers
+                    .not_done
+                    .push((place as u32, NotDone::Refused(problem.to_owned())));
+                continue;
             }
+            // The last one says by its number that these are the answers to this call.
+            let spoken = !quiet || is_spoken(&write) || Some(place) == last;
+            self.put(place, &write, spoken.then_some(first.wrapping_add(place as u32)));
+            answers.sent(place, &write, spoken);
         }
-        let mut tokens = Vec::new();
-        let refuse = |out: &mut Vec<Applied>| {
-            while let Some(problem) = writes.get(out.len()).and_then(|write| key_problem(&write.key)) {
-                out.push(Applied::Refused(problem.to_owned()));
+        if last.is_some() {
+            self.outbox.text().extend_from_slice(b"mn\r\n");
+            self.exchange(writes, |reply| answers.take(reply)).await?;
+        }
+        let Answers {
+            mut not_done, tokens, ..
+        } = answers;
+        if not_done.iter().any(|(_, how)| *how != NotDone::NotFound) {
+            self.spoken_until = Some(Instant::now() + SPOKEN_FOR);
+        }
+        not_done.sort_unstable_by_key(|(place, _)| *place);
+        let key_of = |(place, cas)| (writes.get(place as usize).key, cas);
+        self.give_back(&tokens.into_iter().map(key_of).collect::<Vec<_>>())
+            .await?;
+        Ok(not_done)
+    }
+
+    /// Appends one write; with a number it is spoken.
+    fn put(&mut self, place: usize, write: &Write<'_>, number: Option<u32>) {
+        let key = write.key;
+        match write.op {
+            // Never sent, see MAX_VALUE_BYTES; the old item goes as memcached would have let it go.
+            WriteOp::Set { value, .. } if value.len() > codec::MAX_VALUE_BYTES => {
+                codec::put_delete(self.outbox.text(), key, number)
             }
-        };
-        self.exchange(self.opaque.wrapping_sub(first) as usize, |n, reply| {
-            refuse(out);
-            check_order(&reply, first, n)?;
-            let Write { key, op } = &writes[out.len()];
-            if reply.won {
-                tokens.push((&key[..], reply.cas));
+            WriteOp::Set { value, flags, expiry } => {
+                codec::put_set(self.outbox.text(), key, value.len(), flags, expiry, number);
+                self.outbox.put_value(value, place);
             }
-            out.push(applied(reply, op)?);
-            Ok(())
-        })
-        .await?;
-        refuse(out);
-        self.give_back(&tokens).await
+            WriteOp::Touch { expiry } => codec::put_touch(self.outbox.text(), key, expiry, number),
+            WriteOp::Delete => codec::put_delete(self.outbox.text(), key, number),
+        }
     }
 
     /// Marks items stale again whose token we were handed, so that the next reader gets it. One that has changed since
@@ -208,22 +240,24 @@ impl Connection {
         for &(key, cas) in tokens {
             codec::put_give_back(self.outbox.text(), key, cas, next(&mut self.opaque));
         }
-        self.exchange(tokens.len(), |n, reply| {
+        let mut n = 0;
+        self.exchange(&NOTHING, |reply| {
             check_order(&reply, first, n)?;
+            n += 1;
             match reply.code {
                 Code::Value | Code::Noop | Code::Version(_) => Err(unexpected(&reply)),
-                _ => Ok(()),
+                _ => Ok(n == tokens.len()),
             }
         })
         .await
     }
 
-    /// Sends the outbox and reads `replies` replies, both at once: a server whose replies nobody reads stops reading
-    /// requests.
+    /// Sends the outbox, with the values of `writes`, and reads replies until `take` says that it was the last, both at once: a server whose replies nobody
+    /// reads stops reading requests.
     async fn exchange(
         &mut self,
-        replies: usize,
-        take: impl FnMut(usize, Reply) -> Result<(), String>,
+        writes: &Writes,
+        take: impl FnMut(Reply) -> Result<bool, String>,
     ) -> Result<(), MemcachedError> {
         let address = || self.address.clone();
         if !self.usable {
@@ -231,7 +265,7 @@ impl Connection {
         }
         // Until the end is reached nobody knows which reply is next, be it that we fail or that we are dropped.
         self.usable = false;
-        let result = transfer(&self.stream, &mut self.outbox, &mut self.inbox, replies, take).await;
+        let result = transfer(&self.stream, (&mut self.outbox, writes), &mut self.inbox, take).await;
         self.outbox.clear();
         result.map_err(|failure| match failure {
             Failure::Io(source) => MemcachedError::Io {
@@ -279,30 +313,28 @@ enum Failure {
 
 async fn transfer(
     stream: &TcpStream,
-    outbox: &mut Outbox,
+    (outbox, writes): (&mut Outbox, &Writes),
     inbox: &mut BytesMut,
-    replies: usize,
-    mut take: impl FnMut(usize, Reply) -> Result<(), String>,
+    mut take: impl FnMut(Reply) -> Result<bool, String>,
 ) -> Result<(), Failure> {
     outbox.close();
-    let mut taken = 0;
+    let mut all = false;
     // Bytes that must come before another look into the inbox can be of use.
     let mut missing = 1;
-    while taken < replies {
-        let written = write_some(stream, outbox)?;
+    while !all {
+        let written = write_some(stream, outbox, writes)?;
         let read = read_some(stream, inbox, missing)?;
         missing = missing.saturating_sub(read);
-        while missing == 0 && taken < replies {
+        while missing == 0 && !all {
             match codec::decode(inbox).map_err(Failure::Protocol)? {
                 Decoded::Reply(reply) => {
-                    take(taken, reply).map_err(Failure::Protocol)?;
-                    taken += 1;
+                    all = take(reply).map_err(Failure::Protocol)?;
                     missing = usize::from(inbox.is_empty());
                 }
                 Decoded::Missing(more) => missing = more,
             }
         }
-        if taken == replies {
+        if all {
             break;
         }
         if written == 0 && read == 0 {
@@ -324,15 +356,15 @@ async fn transfer(
 }
 
 /// One write, if the socket takes any; how many bytes it took.
-fn write_some(stream: &TcpStream, outbox: &mut Outbox) -> Result<usize, Failure> {
+fn write_some(stream: &TcpStream, outbox: &mut Outbox, writes: &Writes) -> Result<usize, Failure> {
     if outbox.is_sent() {
         return Ok(0);
     }
     let mut slices = [IoSlice::new(&[]); SLICES];
-    let count = outbox.slices(&mut slices);
+    let count = outbox.slices(writes, &mut slices);
     match stream.try_write_vectored(&slices[..count]) {
         Ok(written) => {
-            outbox.advance(written);
+            outbox.advance(writes, written);
             Ok(written)
         }
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
@@ -375,13 +407,6 @@ fn check_order(reply: &Reply, first: u32, n: usize) -> Result<(), String> {
     }
 }
 
-fn unexpected(reply: &Reply) -> String {
-    match &reply.code {
-        Code::ServerError(text) | Code::ClientError(text) => text.clone(),
-        code => format!("unexpected {code:?}"),
-    }
-}
-
 fn looked(reply: Reply, value: bool) -> Result<Looked, String> {
     match (&reply.code, reply.ttl) {
         (Code::Value | Code::Done, _) if reply.is_stale() => Ok(Looked::Stale {
@@ -405,28 +430,4 @@ fn looked(reply: Reply, value: bool) -> Result<Looked, String> {
         (Code::ClientError(text), _) if text != "ERROR" => Ok(Looked::Refused(text.clone())),
         _ => Err(unexpected(&reply)),
     }
-}
-
-fn applied(reply: Reply, op: &WriteOp) -> Result<Applied, String> {
-    match (&reply.code, op) {
-        (Code::Done | Code::NotFound, WriteOp::Set { value, .. }) if value.len() > codec::MAX_VALUE_BYTES => {
-            Ok(Applied::TooLarge)
-        }
-        (Code::Done, WriteOp::Touch { .. }) if reply.is_stale() => Ok(Applied::NotFound),
-        (Code::Done, _) => Ok(Applied::Done),
-        (Code::NotFound, WriteOp::Touch { .. } | WriteOp::Delete) => Ok(Applied::NotFound),
-        (Code::NotStored, _) => Ok(Applied::Refused("not stored".into())),
-        (Code::ServerError(text), WriteOp::Set { .. }) if is_too_large(text) => Ok(Applied::TooLarge),
-        (Code::ServerError(text), _) => Ok(Applied::Refused(text.clone())),
-        // After a refused `ms` the server may be taking the value for commands.
-        (Code::ClientError(text), WriteOp::Touch { .. } | WriteOp::Delete) if text != "ERROR" => {
-            Ok(Applied::Refused(text.clone()))
-        }
-        _ => Err(unexpected(&reply)),
-    }
-}
-
-/// memcached says `object too large for cache`.
-pub(super) fn is_too_large(text: &str) -> bool {
-    text.contains("too large")
 }

@@ -7,6 +7,7 @@
 //!
 //! The pure codec is in `codec`, the socket in `connection`. Facts named *measured* come from memcached 1.6.18.
 
+mod answers;
 #[doc(hidden)]
 pub mod bench;
 mod codec;
@@ -17,6 +18,7 @@ mod simple;
 mod test_server;
 #[cfg(test)]
 mod tests;
+mod writes;
 
 use std::io;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use bytes::Bytes;
 pub use codec::{MAX_BINARY_KEY_BYTES, MAX_KEY_BYTES, key_problem};
 pub use connection::Connection;
 pub use simple::SimpleClient;
+pub use writes::{SharedOp, Write, WriteOp, Writes};
 
 /// One key to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,50 +92,19 @@ pub enum RemainingTtl {
     Seconds(u32),
 }
 
-/// What to do to a key. `expiry` is memcached's exptime: 0 never, up to 2 592 000 (30 days) relative seconds, above that
-/// Unix time.
+/// How a write ended that was not simply done: stored, touched, or removed, be it that there was nothing to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WriteOp {
-    /// Store the value.
-    Set {
-        /// The value, any bytes; up to the server's item size limit (1 MiB with its overhead by default).
-        value: Bytes,
-        /// The client's 32 flag bits.
-        flags: u32,
-        /// When it expires.
-        expiry: u32,
-    },
-    /// Give an item that exists a new expiry.
-    Touch {
-        /// When it expires.
-        expiry: u32,
-    },
-    /// Remove the item.
-    Delete,
-}
-
-/// One write to one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
-    /// The key's raw bytes.
-    pub key: Bytes,
-    /// What to do to it.
-    pub op: WriteOp,
-}
-
-/// How a write ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// Stored, touched or removed.
-    Done,
-    /// Nothing to touch or remove. A touch of an item that is stale, or a placeholder, ends like this too: it has
-    /// no value that a new expiry could keep alive.
+pub enum NotDone {
+    /// Nothing to touch. A touch of an item that is stale, or a placeholder, ends like this too: it has no value that a new
+    /// expiry could keep alive.
     NotFound,
     /// The server takes no item of this size. The key's old item is gone (measured).
     TooLarge,
     /// This write was refused: memcached's words, or why the key is no key. After `out of memory` the key's old item is
     /// gone too, in other cases it may still be there.
     Refused(String),
+    /// Some write of the call was refused, and memcached did not say which: it may have been this one.
+    Unknown,
 }
 
 /// Why memcached could not be reached, or what it said to a whole call.

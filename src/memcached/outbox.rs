@@ -1,9 +1,9 @@
-//! Requests on their way to the socket: their text in one buffer, large values beside it, uncopied.
+//! Requests on their way to the socket: their text in one buffer, large values where they are, uncopied.
 
 use std::io::IoSlice;
 use std::ops::Range;
 
-use bytes::Bytes;
+use super::{WriteOp, Writes};
 
 /// Up to this size a value is copied among the text: cheaper than two more slices in a vectored write.
 const INLINE_VALUE_BYTES: usize = 1024;
@@ -27,7 +27,8 @@ pub(super) struct Outbox {
 
 enum Part {
     Text(Range<usize>),
-    Value(Bytes),
+    /// Of the write with this place.
+    Value(usize),
 }
 
 impl Outbox {
@@ -36,13 +37,13 @@ impl Outbox {
         &mut self.text
     }
 
-    /// Adds a value and its `\r\n`.
-    pub fn put_value(&mut self, value: &Bytes) {
+    /// Adds the value of the write with this place, and its `\r\n`.
+    pub fn put_value(&mut self, value: &[u8], place: usize) {
         if value.len() <= INLINE_VALUE_BYTES {
             self.text.extend_from_slice(value);
         } else {
             self.close();
-            self.parts.push(Part::Value(value.clone()));
+            self.parts.push(Part::Value(place));
         }
         self.text.extend_from_slice(b"\r\n");
     }
@@ -59,22 +60,22 @@ impl Outbox {
         self.next == self.parts.len()
     }
 
-    /// Fills `slices` with what is to be sent next; says how many it filled.
-    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
+    /// Fills `slices` with what is to be sent next; says how many it filled. `writes` are those whose values were put.
+    pub fn slices<'a>(&'a self, writes: &'a Writes, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
         let mut skip = self.sent;
         let parts = self.parts.get(self.next..).unwrap_or(&[]);
         for (slice, part) in slices.iter_mut().zip(parts) {
-            *slice = IoSlice::new(&self.bytes(part)[skip..]);
+            *slice = IoSlice::new(&self.bytes(writes, part)[skip..]);
             skip = 0;
         }
         parts.len().min(SLICES)
     }
 
     /// Takes note that `count` bytes more are sent.
-    pub fn advance(&mut self, count: usize) {
+    pub fn advance(&mut self, writes: &Writes, count: usize) {
         self.sent += count;
         while let Some(part) = self.parts.get(self.next) {
-            let length = self.bytes(part).len();
+            let length = self.bytes(writes, part).len();
             if self.sent < length {
                 break;
             }
@@ -83,7 +84,7 @@ impl Outbox {
         }
     }
 
-    /// Empties it for the next batch; lets go of the values.
+    /// Empties it for the next batch.
     pub fn clear(&mut self) {
         self.text.clear();
         self.text.shrink_to(KEPT_BYTES);
@@ -91,10 +92,13 @@ impl Outbox {
         (self.open, self.next, self.sent) = (0, 0, 0);
     }
 
-    fn bytes<'a>(&'a self, part: &'a Part) -> &'a [u8] {
+    fn bytes<'a>(&'a self, writes: &'a Writes, part: &Part) -> &'a [u8] {
         match part {
             Part::Text(range) => &self.text[range.clone()],
-            Part::Value(value) => value,
+            Part::Value(place) => match writes.get(*place).op {
+                WriteOp::Set { value, .. } => value,
+                WriteOp::Touch { .. } | WriteOp::Delete => &[],
+            },
         }
     }
 }
@@ -103,6 +107,7 @@ impl Outbox {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Write;
     use super::*;
 
     proptest! {
@@ -111,11 +116,12 @@ mod tests {
             values in proptest::collection::vec(0usize..3000, 0..200), takes in proptest::collection::vec(1usize..5000, 1..50),
         ) {
             let mut outbox = Outbox::default();
-            let mut expected = Vec::new();
+            let (mut expected, mut writes) = (Vec::new(), Writes::default());
             for (n, &length) in values.iter().enumerate() {
-                let value = Bytes::from(vec![n as u8; length]);
+                let value = vec![n as u8; length];
                 outbox.text().extend_from_slice(b"head");
-                outbox.put_value(&value);
+                outbox.put_value(&value, n);
+                writes.push(Write { key: b"k", op: WriteOp::Set { value: &value, flags: 0, expiry: 0 } });
                 expected.extend_from_slice(b"head");
                 expected.extend_from_slice(&value);
                 expected.extend_from_slice(b"\r\n");
@@ -127,10 +133,10 @@ mod tests {
                     break;
                 }
                 let mut slices = [IoSlice::new(&[]); SLICES];
-                let count = outbox.slices(&mut slices);
+                let count = outbox.slices(&writes, &mut slices);
                 let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).take(*take).collect();
                 prop_assert!(!bytes.is_empty());
-                outbox.advance(bytes.len());
+                outbox.advance(&writes, bytes.len());
                 sent.extend(bytes);
             }
             prop_assert_eq!(sent, expected);

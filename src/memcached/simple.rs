@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use memcache::exp::{AsyncMetaClient, Delete, Error, Get, GetStatus, Meta, MutationStatus, Router};
 
+use super::answers::is_too_large;
 use super::codec::sendable_expiry;
-use super::connection::is_too_large;
 use super::{Looked, MemcachedError, RemainingTtl, key_problem};
 use crate::hashing::{HashKind, Ring, RingServer};
 

@@ -15,6 +15,11 @@ pub(crate) struct TestServer {
 
 impl TestServer {
     pub fn start() -> TestServer {
+        TestServer::start_with(&[])
+    }
+
+    /// With more arguments, of which the last of a kind counts.
+    pub fn start_with(arguments: &[&str]) -> TestServer {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let port_file = std::env::temp_dir().join(format!("evrepl-memcached-{}-{n}", std::process::id()));
@@ -34,6 +39,7 @@ impl TestServer {
                 "-t",
                 "2",
             ])
+            .args(arguments)
             .env("MEMCACHED_PORT_FILENAME", &port_file)
             .stdin(Stdio::null())
             .spawn()

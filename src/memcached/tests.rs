@@ -18,27 +18,29 @@ fn read(key: impl Into<Bytes>) -> LookRequest {
     }
 }
 
-fn set(key: impl Into<Bytes>, value: impl Into<Bytes>, flags: u32, expiry: u32) -> Write {
+fn set<'a>(
+    key: &'a (impl AsRef<[u8]> + ?Sized),
+    value: &'a (impl AsRef<[u8]> + ?Sized),
+    flags: u32,
+    expiry: u32,
+) -> Write<'a> {
+    let value = value.as_ref();
     Write {
-        key: key.into(),
-        op: WriteOp::Set {
-            value: value.into(),
-            flags,
-            expiry,
-        },
+        key: key.as_ref(),
+        op: WriteOp::Set { value, flags, expiry },
     }
 }
 
-fn touch(key: &'static str, expiry: u32) -> Write {
+fn touch(key: &str, expiry: u32) -> Write<'_> {
     Write {
-        key: key.into(),
+        key: key.as_bytes(),
         op: WriteOp::Touch { expiry },
     }
 }
 
-fn delete(key: &'static str) -> Write {
+fn delete(key: &str) -> Write<'_> {
     Write {
-        key: key.into(),
+        key: key.as_bytes(),
         op: WriteOp::Delete,
     }
 }
@@ -57,10 +59,9 @@ async fn look(connection: &mut Connection, reads: &[LookRequest]) -> Vec<Looked>
     out
 }
 
-async fn apply(connection: &mut Connection, writes: &[Write]) -> Vec<Applied> {
-    let mut out = vec![Applied::Done];
-    connection.apply(writes, &mut out).await.unwrap();
-    out
+/// The writes that were not simply done.
+async fn apply(connection: &mut Connection, writes: &[Write<'_>]) -> Vec<(u32, NotDone)> {
+    connection.apply(&writes.iter().copied().collect()).await.unwrap()
 }
 
 /// Whether what is left is `seconds`, or a few less because the test machine was busy.
@@ -76,13 +77,13 @@ async fn values_flags_and_keys_arrive_unchanged() {
     let large = Bytes::from(vec![0x0a; 1_000_000]);
     let writes = [
         set("empty", "", 0, 0),
-        set(binary.clone(), "flush_all\r\n", u32::MAX, 0),
-        set("large", large.clone(), 1, 0),
-        set([b'k'; 250].to_vec(), vec![0xff; 1025], 2, 0),
-        set("größe", vec![0; 1024], 3, 0),
+        set(&binary, "flush_all\r\n", u32::MAX, 0),
+        set("large", &large, 1, 0),
+        set(&[b'k'; 250], &[0xff; 1025], 2, 0),
+        set("größe", &[0; 1024], 3, 0),
     ];
-    assert_eq!(apply(&mut connection, &writes).await, vec![Applied::Done; 5]);
-    let reads: Vec<_> = writes.iter().map(|write| read(write.key.clone())).collect();
+    assert_eq!(apply(&mut connection, &writes).await, []);
+    let reads: Vec<_> = writes.iter().map(|write| read(write.key.to_vec())).collect();
     let never = RemainingTtl::Never;
     assert_eq!(
         look(&mut connection, &reads).await,
@@ -158,7 +159,7 @@ async fn a_ttl_of_sixty_days_survives_as_unix_time() {
 }
 
 #[tokio::test]
-async fn touching_and_deleting_say_whether_there_was_an_item() {
+async fn a_touch_says_whether_there_was_an_item_and_a_removal_need_not() {
     let server = TestServer::start();
     let mut connection = server.connect().await;
     let writes = [
@@ -169,9 +170,8 @@ async fn touching_and_deleting_say_whether_there_was_an_item() {
         delete("k"),
         delete("k"),
     ];
-    let applied = apply(&mut connection, &writes).await;
-    use Applied::{Done, NotFound};
-    assert_eq!(applied, [NotFound, NotFound, Done, Done, Done, NotFound]);
+    assert_eq!(apply(&mut connection, &writes).await, [(0, NotDone::NotFound)]);
+    assert_eq!(look(&mut connection, &[read("k")]).await, [Looked::Miss]);
 }
 
 #[tokio::test]
@@ -214,7 +214,10 @@ async fn a_stale_item_is_reported_and_its_token_given_back() {
     )
     .await;
     assert!(matches!(found[0], Looked::Stale { won: true, .. }), "{found:?}");
-    assert_eq!(apply(&mut connection, &[touch("k", 60)]).await, [Applied::NotFound]);
+    assert_eq!(
+        apply(&mut connection, &[touch("k", 60)]).await,
+        [(0, NotDone::NotFound)]
+    );
     // The application that reads it next wins the token, as if nobody had looked.
     assert_eq!(server.say("mg k v").await, "VA 3 X W\r\nold");
     let found = look(&mut connection, &[read("k")]).await;
@@ -236,7 +239,7 @@ async fn a_placeholder_is_stale_and_an_early_refresh_is_not() {
     }
     assert_eq!(
         apply(&mut connection, &[touch("placeholder", 60)]).await,
-        [Applied::NotFound]
+        [(0, NotDone::NotFound)]
     );
 }
 
@@ -250,12 +253,11 @@ async fn a_value_too_large_harms_no_other_and_removes_its_old_item() {
     apply(&mut connection, &[set("big", "old", 0, 0)]).await;
     let writes = [
         set("a", "1", 0, 0),
-        set("big", large, 0, 0),
+        set("big", &large, 0, 0),
         set("b", "2", 0, 0),
         delete("none"),
     ];
-    use Applied::{Done, NotFound, TooLarge};
-    assert_eq!(apply(&mut connection, &writes).await, [Done, TooLarge, Done, NotFound]);
+    assert_eq!(apply(&mut connection, &writes).await, [(1, NotDone::TooLarge)]);
     let never = RemainingTtl::Never;
     assert_eq!(
         look(&mut connection, &[read("a"), read("big"), read("b")]).await,
@@ -263,17 +265,105 @@ async fn a_value_too_large_harms_no_other_and_removes_its_old_item() {
     );
 }
 
+/// So many sets of values of this size, one behind the other.
+fn sets(count: usize, value: &[u8]) -> Writes {
+    let keys: Vec<_> = (0..count).map(|n| format!("k{n}")).collect();
+    keys.iter().map(|key| set(key, value, 0, 0)).collect()
+}
+
+#[tokio::test]
+async fn quiet_writes_that_are_refused_are_unknown_at_first_and_then_known_by_name() {
+    // Takes no item above a kilobyte, and evicts nothing.
+    let server = TestServer::start_with(&["-I", "1024", "-o", "slab_chunk_max=512", "-M"]);
+    let mut connection = server.connect().await;
+    let writes: Writes = [
+        set("a", "1", 0, 0),
+        set("big", &[b'x'; 2000], 0, 0),
+        touch("none", 60),
+        set("b", "2", 0, 0),
+        set("c", "3", 0, 0),
+    ]
+    .into_iter()
+    .collect();
+    let touched = (2, NotDone::NotFound);
+    assert_eq!(
+        connection.apply(&writes).await.unwrap(),
+        [(0, NotDone::Unknown), (1, NotDone::Unknown), touched.clone()],
+        "the touch had its answer, and behind it all is well"
+    );
+    for _ in 0..2 {
+        assert_eq!(
+            connection.apply(&writes).await.unwrap(),
+            [(1, NotDone::TooLarge), touched.clone()]
+        );
+    }
+    let reads = ["a", "big", "b", "c"].map(read);
+    let never = RemainingTtl::Never;
+    assert_eq!(
+        look(&mut connection, &reads).await,
+        [hit("1", 0, never), Looked::Miss, hit("2", 0, never), hit("3", 0, never)]
+    );
+}
+
+#[tokio::test]
+async fn a_server_without_memory_refuses_what_it_did_not_take_and_nothing_else() {
+    let server = TestServer::start_with(&["-m", "4", "-M"]);
+    let mut connection = server.connect().await;
+    let writes = sets(20_000, &[b'v'; 1000]);
+    let first = connection.apply(&writes).await.unwrap();
+    assert!(
+        first.iter().all(|(_, how)| *how == NotDone::Unknown),
+        "{:?}",
+        first.first()
+    );
+    assert_eq!(first.len(), writes.len(), "nobody knows which");
+    let refused = connection.apply(&writes).await.unwrap();
+    assert!((1..20_000).contains(&refused.len()), "{}", refused.len());
+    let out_of_memory = NotDone::Refused("out of memory storing object".into());
+    assert!(refused.iter().all(|(_, how)| *how == out_of_memory), "{:?}", refused[0]);
+    let reads: Vec<_> = writes.iter().map(|write| read(write.key.to_vec())).collect();
+    let found = look(&mut connection, &reads).await;
+    let missing: Vec<_> = (0..)
+        .zip(&found)
+        .filter(|(_, looked)| **looked == Looked::Miss)
+        .map(|(n, _)| n)
+        .collect();
+    assert_eq!(missing, refused.iter().map(|(place, _)| *place).collect::<Vec<u32>>());
+}
+
+#[tokio::test]
+async fn a_call_larger_than_every_buffer_does_not_dead_lock() {
+    // Each of the touches says that there was nothing: 10 MB of answers, which nobody reads while 60 MB of values go.
+    let server = TestServer::start();
+    let mut connection = server.connect().await;
+    let mut writes = Writes::default();
+    for n in 0..700_000u32 {
+        writes.push(touch("none", 60));
+        if n % 1400 == 0 {
+            writes.push(set("k", &[b'v'; 120_000], 0, 0));
+        }
+    }
+    // The limit only turns a dead-lock into a failure.
+    let call = tokio::time::timeout(Duration::from_secs(60), connection.apply(&writes));
+    let not_done = call.await.unwrap().unwrap();
+    assert!(not_done.len() == 700_000 && not_done.iter().all(|(_, how)| *how == NotDone::NotFound));
+}
+
 #[tokio::test]
 async fn a_key_that_is_no_key_is_refused_alone() {
     let server = TestServer::start();
     let mut connection = server.connect().await;
     let bad = Bytes::from(vec![b'k'; 251]);
-    let writes = [set(bad.clone(), "v", 0, 0), set("k", "v", 0, 0), set("", "v", 0, 0)];
-    let applied = apply(&mut connection, &writes).await;
+    let writes = [set(&bad, "v", 0, 0), set("k", "v", 0, 0), set("", "v", 0, 0)];
+    let not_done = apply(&mut connection, &writes).await;
     assert!(
-        matches!(&applied[..], [Applied::Refused(_), Applied::Done, Applied::Refused(_)]),
-        "{applied:?}"
+        matches!(&not_done[..], [(0, NotDone::Refused(_)), (2, NotDone::Refused(_))]),
+        "{not_done:?}"
     );
+    assert!(matches!(
+        apply(&mut connection, &writes[..1]).await[..],
+        [(0, NotDone::Refused(_))]
+    ));
     let found = look(&mut connection, &[read(""), read(bad), read("k"), read("")]).await;
     assert!(
         matches!(
@@ -299,37 +389,35 @@ async fn a_thousand_mixed_writes_answer_in_order() {
     let server = TestServer::start();
     let mut connection = server.connect().await;
     let mut model = std::collections::HashMap::new();
-    let (mut writes, mut expected) = (Vec::new(), Vec::new());
+    let (mut writes, mut expected) = (Writes::default(), Vec::new());
     for n in 0u32..1000 {
-        let key = Bytes::from(format!("key {}", n * 7 % 97));
+        let key = format!("key {}", n * 7 % 97).into_bytes();
+        let value = vec![n as u8; (n * 13 % 4000) as usize];
         let op = match n % 4 {
             0 | 1 => WriteOp::Set {
-                value: vec![n as u8; (n * 13 % 4000) as usize].into(),
+                value: &value,
                 flags: n,
                 expiry: 0,
             },
             2 => WriteOp::Touch { expiry: 0 },
             _ => WriteOp::Delete,
         };
-        let known = model.contains_key(&key);
-        let is_set = matches!(op, WriteOp::Set { .. });
-        expected.push(if known || is_set {
-            Applied::Done
-        } else {
-            Applied::NotFound
-        });
-        match &op {
-            WriteOp::Set { value, flags, .. } => drop(model.insert(key.clone(), (value.clone(), *flags))),
-            WriteOp::Delete => drop(model.remove(&key)),
-            WriteOp::Touch { .. } => {}
+        if matches!(op, WriteOp::Touch { .. }) && !model.contains_key(&key) {
+            expected.push((n, NotDone::NotFound));
         }
-        writes.push(Write { key, op });
+        writes.push(Write { key: &key, op });
+        match n % 4 {
+            0 | 1 => drop(model.insert(key, (value, n))),
+            2 => {}
+            _ => drop(model.remove(&key)),
+        }
     }
-    assert_eq!(apply(&mut connection, &writes).await, expected);
-    let reads: Vec<_> = writes.iter().map(|write| read(write.key.clone())).collect();
+    assert!(expected.len() > 10);
+    assert_eq!(connection.apply(&writes).await.unwrap(), expected);
+    let reads: Vec<_> = writes.iter().map(|write| read(write.key.to_vec())).collect();
     let found = look(&mut connection, &reads).await;
     for (read, looked) in reads.iter().zip(found) {
-        let expected = model.get(&read.key);
+        let expected = model.get(&read.key[..]);
         let expected = expected.map_or(Looked::Miss, |(value, flags)| {
             hit(value.clone(), *flags, RemainingTtl::Never)
         });
@@ -343,8 +431,12 @@ async fn fifty_values_of_a_megabyte_come_in_one_batch() {
     let mut connection = server.connect().await;
     let value = |n: usize| Bytes::from(vec![n as u8; 1_000_000]);
     // Ten different ones, to stay within the server's 64 MB; each is read five times.
-    let writes: Vec<_> = (0..10).map(|n| set(format!("k{n}"), value(n), n as u32, 0)).collect();
-    assert_eq!(apply(&mut connection, &writes).await, vec![Applied::Done; 10]);
+    let items: Vec<_> = (0..10).map(|n| (format!("k{n}"), value(n), n as u32)).collect();
+    let writes: Vec<_> = items
+        .iter()
+        .map(|(key, value, flags)| set(key, value, *flags, 0))
+        .collect();
+    assert_eq!(apply(&mut connection, &writes).await, []);
     let reads: Vec<_> = (0..50).map(|n| read(format!("k{}", n % 10))).collect();
     let found = look(&mut connection, &reads).await;
     assert_eq!(found.len(), 50);
@@ -358,7 +450,7 @@ async fn a_batch_larger_than_every_buffer_does_not_dead_lock() {
     let server = TestServer::start();
     let mut connection = server.connect().await;
     let key = Bytes::from(vec![b'k'; 250]);
-    apply(&mut connection, &[set(key.clone(), vec![1; 1000], 0, 0)]).await;
+    apply(&mut connection, &[set(&key, &vec![1; 1000], 0, 0)]).await;
     // 16 MB of requests, 60 MB of replies: the server stops reading until somebody reads its replies.
     let reads = vec![read(key); 60_000];
     let mut out = Vec::new();
@@ -451,23 +543,23 @@ async fn an_error_line_for_one_key_leaves_the_others_their_results() {
         ]
     );
 
-    let (mut connection, _server) = says("HD O0\r\nSERVER_ERROR out of memory storing object\r\nNF O2\r\n").await;
-    let applied = apply(&mut connection, &[set("a", "", 0, 0), set("b", "", 0, 0), delete("c")]).await;
-    let refused = Applied::Refused("out of memory storing object".into());
-    assert_eq!(applied, [Applied::Done, refused, Applied::NotFound]);
+    let (mut connection, _server) = says("HD O0\r\nSERVER_ERROR out of memory\r\nHD O2\r\nMN\r\n").await;
+    let not_done = apply(&mut connection, &[touch("a", 1), touch("b", 1), set("c", "", 0, 0)]).await;
+    assert_eq!(not_done, [(1, NotDone::Refused("out of memory".into()))]);
 }
 
 #[tokio::test]
 async fn after_a_client_error_to_a_set_nothing_is_believed() {
-    let (mut connection, _server) = says("CLIENT_ERROR bad data chunk\r\nHD O1\r\n").await;
-    let mut out = Vec::new();
-    let error = connection
-        .apply(&[set("a", "x", 0, 0), set("b", "", 0, 0)], &mut out)
-        .await
-        .unwrap_err();
-    assert!(matches!(error, MemcachedError::Protocol { .. }), "{error}");
-    assert_eq!(out, []);
-    assert!(!connection.is_usable());
+    for answers in [
+        "CLIENT_ERROR bad data chunk\r\nHD O1\r\nMN\r\n",
+        "HD O0\r\nCLIENT_ERROR bad data chunk\r\nMN\r\n",
+    ] {
+        let (mut connection, _server) = says(answers).await;
+        let writes = [set("a", "x", 0, 0), set("b", "", 0, 0)].into_iter().collect();
+        let error = connection.apply(&writes).await.unwrap_err();
+        assert!(matches!(error, MemcachedError::Protocol { .. }), "{error}");
+        assert!(!connection.is_usable());
+    }
 }
 
 #[tokio::test]
@@ -490,12 +582,11 @@ async fn a_connection_closed_half_way_keeps_the_answers_that_came() {
 #[tokio::test]
 async fn a_call_dropped_half_way_leaves_the_connection_unusable() {
     let (mut connection, _server) = says("").await;
-    let mut out = Vec::new();
-    let writes = [set("k", "v", 0, 0)];
-    assert!(connection.apply(&writes, &mut out).now_or_never().is_none());
+    let writes = [set("k", "v", 0, 0)].into_iter().collect();
+    assert!(connection.apply(&writes).now_or_never().is_none());
     assert!(!connection.is_usable());
     assert!(matches!(
-        connection.apply(&writes, &mut out).await,
+        connection.apply(&writes).await,
         Err(MemcachedError::Unusable { .. })
     ));
     assert!(matches!(connection.noop().await, Err(MemcachedError::Unusable { .. })));

@@ -3,8 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use lz4_flex::block::CompressTable;
 
-use super::item::MIN_ITEM_BYTES;
-use super::pack::{self, Reader};
+use super::item::{Before, MIN_ITEM_BYTES};
+use super::pack::{self, Fixed, Reader};
 use super::{ItemRef, Limits, WireError};
 
 /// Elements of a batch's array.
@@ -180,14 +180,17 @@ impl EncodedBatch {
 pub struct ItemEncoder {
     raw: BytesMut,
     items: u32,
+    fixed: Fixed,
+    before: Before,
     scratch: Vec<u8>,
     table: CompressTable,
     payoff: Payoff,
+    min_saving: f64,
 }
 
 impl Default for ItemEncoder {
     fn default() -> ItemEncoder {
-        ItemEncoder::new()
+        ItemEncoder::new(0.0)
     }
 }
 
@@ -201,20 +204,24 @@ impl std::fmt::Debug for ItemEncoder {
 }
 
 impl ItemEncoder {
-    /// An encoder without items. Buffers are made when needed.
-    pub fn new() -> ItemEncoder {
+    /// An encoder without items. Buffers are made when needed. `min_saving` is the share of a batch's bytes, 0 to 1, that
+    /// compression must save to be worth it.
+    pub fn new(min_saving: f64) -> ItemEncoder {
         ItemEncoder {
             raw: BytesMut::new(),
             items: 0,
+            fixed: Fixed::new(),
+            before: Before::default(),
             scratch: Vec::new(),
             table: CompressTable::default(),
             payoff: Payoff::default(),
+            min_saving,
         }
     }
 
     /// Appends one item. It takes at most [`super::ITEM_OVERHEAD`] bytes more than its key and value.
     pub fn push(&mut self, item: &ItemRef<'_>) {
-        item.encode(&mut self.raw);
+        item.encode(&mut self.raw, &mut self.fixed, &mut self.before);
         self.items += 1;
     }
 
@@ -234,9 +241,10 @@ impl ItemEncoder {
     }
 
     /// Ends the batch and begins the next. `codec` is what the session agreed on: with [`Codec::Lz4`] the batch is still sent
-    /// raw when it is small, when less than a tenth would be saved, or when the last ones did not pay.
+    /// raw when it is small, when too little would be saved, or when the last ones did not pay.
     pub fn finish(&mut self, codec: Codec) -> EncodedBatch {
         let items = std::mem::take(&mut self.items);
+        self.before = Before::default();
         let raw_len = pack::len32(self.raw.len());
         if codec == Codec::Lz4
             && self.raw.len() >= MIN_COMPRESS_BYTES
@@ -260,7 +268,7 @@ impl ItemEncoder {
         }
     }
 
-    /// The batch compressed, if at least a tenth is saved.
+    /// The batch compressed, if that saves enough.
     fn compress(&mut self) -> Option<Bytes> {
         let room = lz4_flex::block::get_maximum_output_size(self.raw.len());
         if self.scratch.len() < room {
@@ -268,7 +276,7 @@ impl ItemEncoder {
         }
         let compressed = lz4_flex::block::compress_into_with_table(&self.raw, &mut self.scratch, &mut self.table)
             .unwrap_or(usize::MAX);
-        let paid = compressed <= self.raw.len() / 10 * 9;
+        let paid = (compressed as f64) < self.raw.len() as f64 * (1.0 - self.min_saving);
         self.payoff.record(paid);
         paid.then(|| Bytes::copy_from_slice(&self.scratch[..compressed]))
     }

@@ -3,10 +3,16 @@
 //! One item is the array `[cache, op, flags, expiry, ver, origin, looked_at, age_us, produced_at_ms, trace, key, value]`. The
 //! fixed part comes first, so that it is appended at once. Absent expiry (never), origin and trace are nil; the trace is a bin
 //! of 25 bytes; a key and a value are bins, the value empty unless the op is set.
+//!
+//! `ver`, `looked_at`, `age_us` and `produced_at_ms` are nearly the same in all items of a batch. Each stands there as the
+//! difference to that of the item before it (to 0 in the first), modulo 2^64 and zig-zag coded (0, -1, 1, -2, ... as 0, 1, 2,
+//! 3, ...): an item is a fifth smaller by it, and LZ4, which would find the same, need not look.
+
+use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::pack::{self, Reader};
+use super::pack::{self, Fixed, Reader};
 use super::{BatchFrame, Limits, WireError};
 use crate::event::TraceContext;
 
@@ -48,7 +54,7 @@ pub enum Expiry {
     Seconds(u32),
 }
 
-/// An item as received. Key and value are slices of the batch's buffer: holding one of them holds the whole buffer.
+/// An item with its key and value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// Index into the session's [`super::Hello::caches`]. Not checked here.
@@ -97,6 +103,51 @@ impl Item {
     }
 }
 
+/// An item as received: the fields of [`Item`], with ranges of the batch's bytes ([`Items::raw`]) for key and value, so that it
+/// costs no reference count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are those of Item")]
+pub struct PlacedItem {
+    pub cache: u16,
+    pub op: ItemOp,
+    pub key: Range<u32>,
+    pub value: Range<u32>,
+    pub flags: u32,
+    pub expiry: Expiry,
+    pub ver: u64,
+    pub origin: Option<u16>,
+    pub looked_at: u64,
+    pub age_us: u64,
+    pub produced_at_ms: u64,
+    pub trace: Option<TraceContext>,
+}
+
+impl PlacedItem {
+    /// The key, out of the batch's bytes.
+    pub fn key_of<'a>(&self, raw: &'a [u8]) -> &'a [u8] {
+        &raw[self.key.start as usize..self.key.end as usize]
+    }
+
+    /// The item with slices of the batch's bytes: holding one of them holds all of the bytes.
+    pub fn item(self, raw: &Bytes) -> Item {
+        let slice = |range: Range<u32>| raw.slice(range.start as usize..range.end as usize);
+        Item {
+            cache: self.cache,
+            op: self.op,
+            key: slice(self.key),
+            value: slice(self.value),
+            flags: self.flags,
+            expiry: self.expiry,
+            ver: self.ver,
+            origin: self.origin,
+            looked_at: self.looked_at,
+            age_us: self.age_us,
+            produced_at_ms: self.produced_at_ms,
+            trace: self.trace,
+        }
+    }
+}
+
 /// An item to be encoded: the fields of [`Item`], borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are those of Item")]
@@ -116,34 +167,39 @@ pub struct ItemRef<'a> {
 }
 
 impl ItemRef<'_> {
-    pub(super) fn encode(&self, out: &mut BytesMut) {
-        let mut head = pack::head();
-        pack::put_array_len(&mut head, FIELDS);
-        pack::put_uint(&mut head, self.cache.into());
-        pack::put_uint(&mut head, self.op as u64);
-        pack::put_uint(&mut head, self.flags.into());
+    /// Appends the item; `before` is of the item before it in the batch.
+    pub(super) fn encode(&self, out: &mut BytesMut, fixed: &mut Fixed, before: &mut Before) {
+        fixed.clear();
+        fixed.byte(0x90 | FIELDS as u8);
+        fixed.uint(self.cache.into());
+        fixed.uint(self.op as u64);
+        fixed.uint(self.flags.into());
         match self.expiry {
-            Expiry::Never => pack::put_nil(&mut head),
-            Expiry::Seconds(seconds) => pack::put_uint(&mut head, seconds.into()),
+            Expiry::Never => fixed.nil(),
+            Expiry::Seconds(seconds) => fixed.uint(seconds.into()),
         }
-        pack::put_uint(&mut head, self.ver);
+        fixed.uint(difference(self.ver, &mut before.ver));
         match self.origin {
-            None => pack::put_nil(&mut head),
-            Some(origin) => pack::put_uint(&mut head, origin.into()),
+            None => fixed.nil(),
+            Some(origin) => fixed.uint(origin.into()),
         }
-        pack::put_uint(&mut head, self.looked_at);
-        pack::put_uint(&mut head, self.age_us);
-        pack::put_uint(&mut head, self.produced_at_ms);
+        fixed.uint(difference(self.looked_at, &mut before.looked_at));
+        fixed.uint(difference(self.age_us, &mut before.age_us));
+        fixed.uint(difference(self.produced_at_ms, &mut before.produced_at_ms));
         match &self.trace {
-            None => pack::put_nil(&mut head),
-            Some(trace) => put_trace(&mut head, trace),
+            None => fixed.nil(),
+            Some(trace) => {
+                fixed.bin_len(TRACE_BYTES as u32);
+                fixed.bytes(&trace.trace_id);
+                fixed.bytes(&trace.span_id);
+                fixed.byte(trace.flags);
+            }
         }
-        pack::put_bin_len(&mut head, pack::len32(self.key.len()));
+        fixed.bin_len(pack::len32(self.key.len()));
+        let key_at = fixed.len();
+        fixed.bin_len(pack::len32(self.value.len()));
 
-        let mut value_head = pack::head();
-        pack::put_bin_len(&mut value_head, pack::len32(self.value.len()));
-
-        let (head, value_head) = (pack::written(&head), pack::written(&value_head));
+        let (head, value_head) = fixed.written().split_at(key_at);
         out.reserve(head.len() + self.key.len() + value_head.len() + self.value.len());
         out.put_slice(head);
         out.put_slice(self.key);
@@ -152,13 +208,26 @@ impl ItemRef<'_> {
     }
 }
 
-fn put_trace(head: &mut pack::Head, trace: &TraceContext) {
-    let mut bytes = [0; TRACE_BYTES];
-    bytes[..16].copy_from_slice(&trace.trace_id);
-    bytes[16..24].copy_from_slice(&trace.span_id);
-    bytes[24] = trace.flags;
-    let result = rmp::encode::write_bin(head, &bytes);
-    debug_assert!(result.is_ok());
+/// What the item before had, of the numbers that are written as differences.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Before {
+    ver: u64,
+    looked_at: u64,
+    age_us: u64,
+    produced_at_ms: u64,
+}
+
+/// `number` as it is written behind `before`, which becomes it.
+fn difference(number: u64, before: &mut u64) -> u64 {
+    let signed = number.wrapping_sub(std::mem::replace(before, number)) as i64;
+    ((signed << 1) ^ (signed >> 63)) as u64
+}
+
+/// The number that was written so; `before` becomes it.
+fn number(written: u64, before: &mut u64) -> u64 {
+    let signed = (written >> 1) as i64 ^ -((written & 1) as i64);
+    *before = before.wrapping_add(signed as u64);
+    *before
 }
 
 fn read_trace(reader: &mut Reader<'_>) -> Result<TraceContext, WireError> {
@@ -176,7 +245,7 @@ fn read_trace(reader: &mut Reader<'_>) -> Result<TraceContext, WireError> {
 /// The items of a batch, decompressed if need be.
 ///
 /// A compressed batch costs one buffer of `raw_len` bytes, which is checked first; nothing else is allocated, and no key or
-/// value is copied. The iterator ends after its first error, which it also yields when bytes are left behind the last item: to
+/// value is copied: items come with the ranges of theirs. The iterator ends after its first error, which it also yields when bytes are left behind the last item: to
 /// apply all of a batch or nothing, collect into a `Result<Vec<_>, _>` first.
 ///
 /// # Errors
@@ -188,6 +257,7 @@ pub fn decode_items(frame: &BatchFrame, limits: &Limits) -> Result<Items, WireEr
         raw: frame.raw()?,
         at: 0,
         left: frame.items,
+        before: Before::default(),
     })
 }
 
@@ -197,6 +267,7 @@ pub struct Items {
     raw: Bytes,
     at: usize,
     left: u32,
+    before: Before,
 }
 
 impl Items {
@@ -205,8 +276,13 @@ impl Items {
         self.left as usize
     }
 
-    fn read(&mut self) -> Result<Item, WireError> {
-        let mut reader = Reader::new("item", &self.raw[self.at..]);
+    /// The batch's bytes, decompressed: what the ranges of the items are of.
+    pub fn raw(&self) -> &Bytes {
+        &self.raw
+    }
+
+    fn read(&mut self) -> Result<PlacedItem, WireError> {
+        let mut reader = Reader::at("item", &self.raw, self.at);
         reader.array_of(FIELDS, "array length")?;
         let cache = reader.uint("cache")?;
         let op = ItemOp::from_wire(reader.uint("op")?).ok_or_else(|| reader.malformed("op"))?;
@@ -216,15 +292,15 @@ impl Items {
         } else {
             Expiry::Seconds(reader.uint("expiry")?)
         };
-        let ver = reader.uint("ver")?;
+        let ver = number(reader.uint("ver")?, &mut self.before.ver);
         let origin = if reader.nil() {
             None
         } else {
             Some(reader.uint("origin")?)
         };
-        let looked_at = reader.uint("looked_at")?;
-        let age_us = reader.uint("age_us")?;
-        let produced_at_ms = reader.uint("produced_at_ms")?;
+        let looked_at = number(reader.uint("looked_at")?, &mut self.before.looked_at);
+        let age_us = number(reader.uint("age_us")?, &mut self.before.age_us);
+        let produced_at_ms = number(reader.uint("produced_at_ms")?, &mut self.before.produced_at_ms);
         let trace = if reader.nil() {
             None
         } else {
@@ -232,12 +308,14 @@ impl Items {
         };
         let key = reader.bin("key")?;
         let value = reader.bin("value")?;
-        let end = reader.position();
-        let item = Item {
+        self.at = reader.position();
+        // A batch is shorter than 4 GiB: its length has four bytes.
+        let short = |range: Range<usize>| range.start as u32..range.end as u32;
+        Ok(PlacedItem {
             cache,
             op,
-            key: self.raw.slice(self.at + key.start..self.at + key.end),
-            value: self.raw.slice(self.at + value.start..self.at + value.end),
+            key: short(key),
+            value: short(value),
             flags,
             expiry,
             ver,
@@ -246,14 +324,12 @@ impl Items {
             age_us,
             produced_at_ms,
             trace,
-        };
-        self.at += end;
-        Ok(item)
+        })
     }
 }
 
 impl Iterator for Items {
-    type Item = Result<Item, WireError>;
+    type Item = Result<PlacedItem, WireError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let result = if self.left > 0 {

@@ -27,10 +27,10 @@ mod tests;
 pub use ack::{Ack, Exception, Status};
 pub use batch::{BatchFrame, Codec, EncodedBatch, ItemEncoder};
 pub use frame::{CacheStatus, Decoder, Frame, GoAway, Hello, HelloAck, Ping, Pong, encode, encode_batch_head};
-pub use item::{Expiry, Item, ItemOp, ItemRef, Items, decode_items};
+pub use item::{Expiry, Item, ItemOp, ItemRef, Items, PlacedItem, decode_items};
 
 /// The version of the positional layouts, and of what the frames mean. Agreed on by [`Hello`] and [`HelloAck`].
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The name in `features` of batches compressed as LZ4 blocks.
 pub const FEATURE_LZ4: &str = "lz4";

@@ -10,8 +10,8 @@ use super::WireError;
 /// More than the fixed part of any item or batch frame: see `ITEM_OVERHEAD` and `BATCH_OVERHEAD`.
 pub(super) const HEAD_BYTES: usize = 128;
 
-/// The fixed part of an item or batch frame, built on the stack and appended at once: a dozen small appends to a growing
-/// buffer would each check its capacity.
+/// The fixed part of a batch frame, built on the stack and appended at once: a dozen small appends to a growing buffer would
+/// each check its capacity.
 pub(super) type Head = Cursor<[u8; HEAD_BYTES]>;
 
 pub(super) fn head() -> Head {
@@ -27,11 +27,6 @@ pub(super) fn written(head: &Head) -> &[u8] {
 
 pub(super) fn put_uint<W: RmpWrite>(out: &mut W, value: u64) {
     let result = rmp::encode::write_uint(out, value);
-    debug_assert!(result.is_ok());
-}
-
-pub(super) fn put_nil<W: RmpWrite>(out: &mut W) {
-    let result = rmp::encode::write_nil(out);
     debug_assert!(result.is_ok());
 }
 
@@ -56,23 +51,97 @@ pub(super) fn len32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
+/// The fixed part of an item: what [`Head`] is for a frame, but written without the generic machinery and kept from item to
+/// item, for there are thousands of them in a batch.
+pub(super) struct Fixed {
+    bytes: [u8; HEAD_BYTES],
+    len: usize,
+}
+
+impl Fixed {
+    pub(super) fn new() -> Fixed {
+        Fixed {
+            bytes: [0; HEAD_BYTES],
+            len: 0,
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn written(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    #[inline]
+    pub(super) fn byte(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
+    #[inline]
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len += bytes.len();
+    }
+
+    #[inline]
+    fn marked<const N: usize>(&mut self, marker: u8, bytes: [u8; N]) {
+        self.byte(marker);
+        self.bytes(&bytes);
+    }
+
+    /// The shortest form, as MessagePack asks of writers.
+    #[inline]
+    pub(super) fn uint(&mut self, value: u64) {
+        match value {
+            0..=0x7f => self.byte(value as u8),
+            0x80..=0xff => self.marked(0xcc, [value as u8]),
+            0x100..=0xffff => self.marked(0xcd, (value as u16).to_be_bytes()),
+            0x1_0000..=0xffff_ffff => self.marked(0xce, (value as u32).to_be_bytes()),
+            _ => self.marked(0xcf, value.to_be_bytes()),
+        }
+    }
+
+    #[inline]
+    pub(super) fn nil(&mut self) {
+        self.byte(0xc0);
+    }
+
+    #[inline]
+    pub(super) fn bin_len(&mut self, len: u32) {
+        match len {
+            0..=0xff => self.marked(0xc4, [len as u8]),
+            0x100..=0xffff => self.marked(0xc5, (len as u16).to_be_bytes()),
+            _ => self.marked(0xc6, len.to_be_bytes()),
+        }
+    }
+}
+
 /// Reads values one after the other out of a slice and remembers where it is, so that keys and values can be taken as ranges
 /// of the buffer behind the slice.
 pub(super) struct Reader<'a> {
-    rest: &'a [u8],
-    len: usize,
+    bytes: &'a [u8],
+    at: usize,
     frame: &'static str,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(frame: &'static str, bytes: &'a [u8]) -> Reader<'a> {
-        Reader {
-            rest: bytes,
-            len: bytes.len(),
-            frame,
-        }
+        Reader::at(frame, bytes, 0)
     }
 
+    /// Begins so many bytes behind the start.
+    pub(super) fn at(frame: &'static str, bytes: &'a [u8], at: usize) -> Reader<'a> {
+        Reader { bytes, at, frame }
+    }
+
+    #[cold]
     pub(super) fn malformed(&self, part: &'static str) -> WireError {
         WireError::Malformed {
             frame: self.frame,
@@ -80,43 +149,95 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Bytes read so far.
+    /// Where the next value begins in the bytes.
     pub(super) fn position(&self) -> usize {
-        self.len - self.rest.len()
+        self.at
     }
 
     /// Bytes left. Every value takes one at least, so this also bounds how many there can be.
     pub(super) fn left(&self) -> usize {
-        self.rest.len()
+        self.bytes.len() - self.at
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        &self.bytes[self.at..]
     }
 
     pub(super) fn end(&self) -> Result<(), WireError> {
-        if self.rest.is_empty() {
+        if self.left() == 0 {
             Ok(())
         } else {
             Err(self.malformed("trailing bytes"))
         }
     }
 
+    /// The next bytes, big-endian, behind a marker byte.
+    #[inline]
+    fn behind_marker<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let bytes = *self.bytes.get(self.at + 1..)?.first_chunk::<N>()?;
+        self.at += 1 + N;
+        Some(bytes)
+    }
+
+    #[inline]
     pub(super) fn uint<T: TryFrom<u64>>(&mut self, part: &'static str) -> Result<T, WireError> {
-        let value: u64 = rmp::decode::read_int(&mut self.rest).map_err(|_| self.malformed(part))?;
-        T::try_from(value).map_err(|_| self.malformed(part))
+        // The five forms that an encoder chooses for what is not negative; a dozen of them make an item.
+        let value = match self.bytes.get(self.at) {
+            Some(&small @ 0..0x80) => {
+                self.at += 1;
+                Some(small.into())
+            }
+            Some(0xcc) => self.behind_marker::<1>().map(|[byte]| byte.into()),
+            Some(0xcd) => self.behind_marker().map(|bytes| u16::from_be_bytes(bytes).into()),
+            Some(0xce) => self.behind_marker().map(|bytes| u32::from_be_bytes(bytes).into()),
+            Some(0xcf) => self.behind_marker().map(u64::from_be_bytes),
+            _ => self.signed(),
+        };
+        value
+            .and_then(|value| T::try_from(value).ok())
+            .ok_or_else(|| self.malformed(part))
+    }
+
+    /// A number in one of the forms that could be negative, if it is not.
+    #[cold]
+    fn signed(&mut self) -> Option<u64> {
+        let mut rest = self.rest();
+        let value = rmp::decode::read_int(&mut rest).ok()?;
+        self.at = self.bytes.len() - rest.len();
+        Some(value)
     }
 
     /// True, and past it, if nil is next.
+    #[inline]
     pub(super) fn nil(&mut self) -> bool {
-        let nil = self.rest.first() == Some(&rmp::Marker::Null.to_u8());
-        if nil {
-            self.rest = &self.rest[1..];
-        }
+        let nil = self.bytes.get(self.at) == Some(&0xc0);
+        self.at += usize::from(nil);
         nil
     }
 
-    pub(super) fn array_len(&mut self, part: &'static str) -> Result<u32, WireError> {
-        rmp::decode::read_array_len(&mut self.rest).map_err(|_| self.malformed(part))
+    /// What one of rmp's functions reads.
+    fn by<T, E>(
+        &mut self,
+        part: &'static str,
+        read: impl FnOnce(&mut &'a [u8]) -> Result<T, E>,
+    ) -> Result<T, WireError> {
+        let mut rest = self.rest();
+        let value = read(&mut rest).map_err(|_| self.malformed(part))?;
+        self.at = self.bytes.len() - rest.len();
+        Ok(value)
     }
 
+    pub(super) fn array_len(&mut self, part: &'static str) -> Result<u32, WireError> {
+        self.by(part, rmp::decode::read_array_len)
+    }
+
+    #[inline]
     pub(super) fn array_of(&mut self, len: u32, part: &'static str) -> Result<(), WireError> {
+        // The short form, of fifteen elements at most.
+        if len < 16 && self.bytes.get(self.at) == Some(&(0x90 | len as u8)) {
+            self.at += 1;
+            return Ok(());
+        }
         if self.array_len(part)? == len {
             Ok(())
         } else {
@@ -124,30 +245,40 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
+    fn bin_len(&mut self, part: &'static str) -> Result<u32, WireError> {
+        let len = match self.bytes.get(self.at) {
+            Some(0xc4) => self.behind_marker::<1>().map(|[byte]| byte.into()),
+            Some(0xc5) => self.behind_marker().map(|bytes| u16::from_be_bytes(bytes).into()),
+            Some(0xc6) => self.behind_marker().map(u32::from_be_bytes),
+            _ => None,
+        };
+        len.ok_or_else(|| self.malformed(part))
+    }
+
     /// A bin, as a range of the bytes given to [`Reader::new`].
+    #[inline]
     pub(super) fn bin(&mut self, part: &'static str) -> Result<Range<usize>, WireError> {
-        let len = rmp::decode::read_bin_len(&mut self.rest).map_err(|_| self.malformed(part))?;
-        let start = self.position();
+        let len = self.bin_len(part)?;
+        let start = self.at;
         self.take(len, part)?;
-        Ok(start..self.position())
+        Ok(start..self.at)
     }
 
     pub(super) fn bin_array<const N: usize>(&mut self, part: &'static str) -> Result<[u8; N], WireError> {
-        let len = rmp::decode::read_bin_len(&mut self.rest).map_err(|_| self.malformed(part))?;
+        let len = self.bin_len(part)?;
         self.take(len, part)?.try_into().map_err(|_| self.malformed(part))
     }
 
     pub(super) fn str(&mut self, part: &'static str) -> Result<&'a str, WireError> {
-        let len = rmp::decode::read_str_len(&mut self.rest).map_err(|_| self.malformed(part))?;
+        let len = self.by(part, rmp::decode::read_str_len)?;
         std::str::from_utf8(self.take(len, part)?).map_err(|_| self.malformed(part))
     }
 
+    #[inline]
     fn take(&mut self, len: u32, part: &'static str) -> Result<&'a [u8], WireError> {
-        let split = usize::try_from(len)
-            .ok()
-            .and_then(|len| self.rest.split_at_checked(len));
-        let (taken, rest) = split.ok_or_else(|| self.malformed(part))?;
-        self.rest = rest;
+        let taken = self.rest().get(..len as usize).ok_or_else(|| self.malformed(part))?;
+        self.at += taken.len();
         Ok(taken)
     }
 }

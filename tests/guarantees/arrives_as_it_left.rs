@@ -353,6 +353,40 @@ fn what_the_peer_cannot_hold_leaves_no_old_copy_behind() {
 }
 
 #[test]
+fn small_values_that_the_peers_memcached_refuses_harm_none_of_those_written_with_them() {
+    let _gate = shared();
+    // The peer's memcached takes no item above a kilobyte, which nobody has told the policies. It is silent about what it
+    // stores, and its error lines don't say which value they mean.
+    let pair = TwoRegionsSpec::new()
+        .one_way()
+        .eu(|eu| eu.cache(CacheSpec::new("sessions").memcached_args(&["-I", "1024", "-o", "slab_chunk_max=512"])))
+        .start();
+    let sampler = Sampler::start(&pair.both());
+    let keys: Vec<String> = (0..600).map(|n| format!("key:{n}")).collect();
+    let too_large = |n: usize| n % 20 == 7;
+    let mut there = pair.eu.cache("sessions").client();
+    for (_, key) in keys.iter().enumerate().filter(|(n, _)| too_large(*n)) {
+        there.set(key.as_bytes(), b"old copy", 0, 0).unwrap();
+    }
+    let mut writer = pair.us.writer("sessions");
+    let values = keys.iter().enumerate();
+    writer.set_all(values.map(|(n, key)| (key, noise(if too_large(n) { 2000 } else { 100 }, n as u64))));
+    writer.flush();
+    settle(&pair.both());
+    let found = there.get_many(&keys).unwrap();
+    let expected = writer.client().get_many(&keys).unwrap();
+    for (n, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+        assert!(expected.is_some());
+        assert_eq!(found, expected.filter(|_| !too_large(n)), "{}", keys[n]);
+    }
+    let flow = pair.us.flow(EU);
+    assert_eq!(flow.outcome(Outcome::TooLarge), 30);
+    assert_eq!(flow.outcome(Outcome::Applied), 570);
+    accounted(&pair.both());
+    sampler.finish();
+}
+
+#[test]
 fn what_expires_on_the_way_leaves_no_old_copy_behind() {
     let _gate = shared();
     // Longer on the way than the source lives.

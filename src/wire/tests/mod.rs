@@ -55,13 +55,15 @@ fn item(key: &str, value: &[u8]) -> Item {
 }
 
 fn batch_of(items: &[Item], codec: Codec) -> BatchFrame {
-    let mut encoder = ItemEncoder::new();
+    let mut encoder = ItemEncoder::default();
     items.iter().for_each(|item| encoder.push(&item.as_ref()));
     encoder.finish(codec).into_frame(1, 0)
 }
 
 fn items_of(frame: &BatchFrame) -> Result<Vec<Item>, WireError> {
-    decode_items(frame, &LIMITS)?.collect()
+    let items = decode_items(frame, &LIMITS)?;
+    let raw = items.raw().clone();
+    items.map(|item| Ok(item?.item(&raw))).collect()
 }
 
 fn any_bytes(longest: usize) -> impl Strategy<Value = Bytes> {

@@ -23,7 +23,7 @@ proptest! {
 
     #[test]
     fn no_item_and_no_batch_is_longer_than_announced(item in any_item(), id: u64, held_us: u64) {
-        let mut encoder = ItemEncoder::new();
+        let mut encoder = ItemEncoder::default();
         encoder.push(&item.as_ref());
         prop_assert!(encoder.bytes() <= item.key.len() + item.value.len() + ITEM_OVERHEAD);
         let batch = encoder.finish(Codec::Raw).into_frame(id, held_us);
@@ -33,7 +33,7 @@ proptest! {
 
     #[test]
     fn one_encoder_serves_many_batches(batches in vec((vec(any_item(), 0..8), any_codec()), 1..20)) {
-        let mut encoder = ItemEncoder::new();
+        let mut encoder = ItemEncoder::default();
         let mut kept = Vec::new();
         for (items, codec) in &batches {
             items.iter().for_each(|item| encoder.push(&item.as_ref()));
@@ -96,6 +96,31 @@ fn an_unknown_kind_is_skipped_unless_it_is_critical() {
 }
 
 #[test]
+fn an_item_takes_few_bytes_beside_its_key_and_value() {
+    let mut encoder = ItemEncoder::default();
+    let of = |n: u64| Item {
+        op: ItemOp::Set,
+        flags: 0,
+        expiry: Expiry::Never,
+        // 100 events a millisecond.
+        ver: ((1_800_000_000_000 + n / 100) << 16) + n % 100,
+        origin: None,
+        looked_at: 1_000_000,
+        age_us: 90_000,
+        produced_at_ms: 1_800_000_000_000 + n / 100,
+        trace: None,
+        cache: 0,
+        key: "key:0123456789".into(),
+        value: vec![7; 100].into(),
+    };
+    for n in 0..1_000 {
+        encoder.push(&of(n).as_ref());
+    }
+    let each = encoder.bytes() / 1_000 - 114;
+    assert!(each < 18, "{each}");
+}
+
+#[test]
 fn a_control_frame_of_a_later_version_is_understood() {
     #[derive(serde::Serialize)]
     struct LaterHello {
@@ -119,7 +144,7 @@ fn a_control_frame_of_a_later_version_is_understood() {
     assert_eq!(hello.agreed_version(), Some(VERSION));
     assert_eq!(
         Hello {
-            min_version: 2,
+            min_version: VERSION + 1,
             ..hello
         }
         .agreed_version(),
@@ -151,7 +176,7 @@ fn an_empty_value_is_not_a_missing_one() {
 
 #[test]
 fn a_value_is_a_bin_and_costs_its_own_length() {
-    let mut encoder = ItemEncoder::new();
+    let mut encoder = ItemEncoder::default();
     encoder.push(&item("a", &[0xff; 1000]).as_ref());
     assert!(encoder.bytes() < 1000 + ITEM_OVERHEAD);
     let batch = encoder.finish(Codec::Raw);
@@ -177,4 +202,11 @@ fn compression_is_skipped_when_it_does_not_pay() {
     .take(5000)
     .collect();
     assert_eq!(batch_of(&[item("a", &noise)], Codec::Lz4).codec, Codec::Raw, "noise");
+    // A third of it is zeros.
+    let third = item("a", &[&noise[..], &[0; 2500]].concat());
+    for (min_saving, codec) in [(0.2, Codec::Lz4), (0.5, Codec::Raw)] {
+        let mut encoder = ItemEncoder::new(min_saving);
+        encoder.push(&third.as_ref());
+        assert_eq!(encoder.finish(Codec::Lz4).codec, codec, "{min_saving}");
+    }
 }
