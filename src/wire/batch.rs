@@ -186,6 +186,8 @@ pub struct ItemEncoder {
     table: CompressTable,
     payoff: Payoff,
     min_saving: f64,
+    /// Bytes of the last batch, and some more.
+    last_bytes: usize,
 }
 
 impl Default for ItemEncoder {
@@ -216,11 +218,16 @@ impl ItemEncoder {
             table: CompressTable::default(),
             payoff: Payoff::default(),
             min_saving,
+            last_bytes: 0,
         }
     }
 
     /// Appends one item. It takes at most [`super::ITEM_OVERHEAD`] bytes more than its key and value.
     pub fn push(&mut self, item: &ItemRef<'_>) {
+        if self.items == 0 {
+            // As large as the last batch was: grown step by step, each byte would be copied once more.
+            self.raw.reserve(self.last_bytes);
+        }
         item.encode(&mut self.raw, &mut self.fixed, &mut self.before);
         self.items += 1;
     }
@@ -246,6 +253,7 @@ impl ItemEncoder {
         let items = std::mem::take(&mut self.items);
         self.before = Before::default();
         let raw_len = pack::len32(self.raw.len());
+        self.last_bytes = self.raw.len() + self.raw.len() / 16;
         if codec == Codec::Lz4
             && self.raw.len() >= MIN_COMPRESS_BYTES
             && self.payoff.try_now()

@@ -412,7 +412,7 @@ fn a_relay_sends_nothing_to_an_agent_with_another_identity() {
 
 /// Opens a session as `region`'s peer us-east-1 would, for these caches, then sends one item for the cache of this number.
 fn rogue(region: &Region, caches: &[&str], cache: u16) -> (SocketAddr, Vec<Frame>) {
-    let mut encoder = ItemEncoder::new();
+    let mut encoder = ItemEncoder::default();
     encoder.push(&ItemRef {
         cache,
         op: ItemOp::Set,
