@@ -26,7 +26,7 @@ use crate::wire::{
     self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items,
 };
 
-use super::cache_writer::{ApplyItems, Finished, Items, ItemsApplied};
+use super::cache_writer::{ApplyItems, Items, ItemsApplied};
 
 /// Frames to the peer that may wait for the socket. A peer that lets so many acks pile up does not read them.
 const OUT_FRAMES: usize = 256;
@@ -358,12 +358,7 @@ impl AgentSession {
             .filter(|(_, items)| !items.list.is_empty());
         for (server, items) in shares {
             if self.shared.servers[server].state() == ServerState::Away {
-                let finished = Finished::all(items.ranges, Status::Later);
-                for item in &items.traced {
-                    item.answered(&self.shared, (&self.peer, server), (at, None), &finished);
-                }
-                let later = &self.shared.counts.later;
-                later.fetch_add(finished.items().into(), std::sync::atomic::Ordering::Relaxed);
+                let finished = items.turned_away(&self.shared, (&self.peer, server), at);
                 let done = ItemsApplied {
                     batch: frame.id,
                     server,

@@ -127,6 +127,17 @@ impl Items {
             op: item.op,
         });
     }
+
+    /// None of them is written: they are told to come back.
+    pub fn turned_away(self, shared: &AgentShared, at: (&str, usize), received: Instant) -> Finished {
+        let places = self.ranges.iter().flat_map(|&(start, length)| start..start + length);
+        let finished = Finished {
+            exceptions: places.map(|place| (place, Status::Later)).collect(),
+            ranges: self.ranges,
+        };
+        finished.account(&self.traced, shared, at, (received, None));
+        finished
+    }
 }
 
 /// How the items of a part ended.
@@ -139,18 +150,38 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// All of these items ended in the same way.
-    pub fn all(ranges: Vec<(u32, u32)>, status: Status) -> Finished {
-        let places = ranges.iter().flat_map(|&(start, length)| start..start + length);
-        Finished {
-            exceptions: places.map(|place| (place, status)).collect(),
-            ranges,
-        }
-    }
-
     /// How many items there are.
     pub fn items(&self) -> u32 {
         self.ranges.iter().map(|(_, length)| length).sum()
+    }
+
+    /// Counts the items, and makes the spans of those that are traced, with the peer and the server's number, and with when
+    /// they were received and memcached was called.
+    fn account(
+        &self,
+        traced: &[TracedItem],
+        shared: &AgentShared,
+        at: (&str, usize),
+        times: (Instant, Option<Instant>),
+    ) {
+        let counts = &shared.counts;
+        let mut applied = u64::from(self.items());
+        for (_, status) in &self.exceptions {
+            applied = applied.saturating_sub(1);
+            let count = match status {
+                Status::LookAgain => &counts.look_again,
+                Status::Later => &counts.later,
+                Status::Expired => &counts.expired,
+                Status::TooLarge => &counts.too_large,
+                // Nothing here says so.
+                Status::Refused => continue,
+            };
+            count.fetch_add(1, Relaxed);
+        }
+        counts.applied.fetch_add(applied, Relaxed);
+        for item in traced {
+            item.answered(shared, at, times, self);
+        }
     }
 
     /// The public name of how the item with this place ended.
@@ -254,7 +285,7 @@ impl TracedItem {
     }
 
     /// Makes its spans, now that it is answered.
-    pub fn answered(
+    fn answered(
         &self,
         shared: &AgentShared,
         (peer, server): (&str, usize),
@@ -627,11 +658,9 @@ impl CacheWriter {
         let tick = self.tick.load(SeqCst);
         for part in call.parts {
             let queued_us = call.started.saturating_duration_since(part.received).as_micros() as u64;
-            self.count(&part.finished);
-            for item in &part.traced {
-                let times = (part.received, (!call.unsent).then_some(call.started));
-                item.answered(&self.shared, (&part.peer, self.server), times, &part.finished);
-            }
+            let times = (part.received, (!call.unsent).then_some(call.started));
+            part.finished
+                .account(&part.traced, &self.shared, (&part.peer, self.server), times);
             if part.live.load(SeqCst) {
                 let (batch, server) = (part.batch, self.server);
                 part.reply.do_send(ItemsApplied {
@@ -649,16 +678,9 @@ impl CacheWriter {
     /// The server does not take writes: what waits is told to come back, which frees its window and permits.
     fn answer_later(&mut self) {
         for (part, _slot) in std::mem::take(&mut self.queue) {
-            let finished = Finished::all(part.items.ranges, Status::Later);
-            self.count(&finished);
-            for item in &part.items.traced {
-                item.answered(
-                    &self.shared,
-                    (&part.peer, self.server),
-                    (part.received, None),
-                    &finished,
-                );
-            }
+            let finished = part
+                .items
+                .turned_away(&self.shared, (&part.peer, self.server), part.received);
             part.reply.do_send(ItemsApplied {
                 batch: part.batch,
                 server: self.server,
@@ -668,24 +690,6 @@ impl CacheWriter {
                 applied_us: 0,
             });
         }
-    }
-
-    fn count(&self, finished: &Finished) {
-        let counts = &self.shared.counts;
-        let mut applied = u64::from(finished.items());
-        for (_, status) in &finished.exceptions {
-            applied = applied.saturating_sub(1);
-            let count = match status {
-                Status::LookAgain => &counts.look_again,
-                Status::Later => &counts.later,
-                Status::Expired => &counts.expired,
-                Status::TooLarge => &counts.too_large,
-                // Nothing here says so.
-                Status::Refused => continue,
-            };
-            count.fetch_add(1, Relaxed);
-        }
-        counts.applied.fetch_add(applied, Relaxed);
     }
 
     /// Connects, gets an answer to `mn`, and waits until what an older connection left has run.

@@ -252,8 +252,8 @@ impl Connection {
         .await
     }
 
-    /// Sends the outbox, with the values of `writes`, and reads replies until `take` says that it was the last, both at once: a server whose replies nobody
-    /// reads stops reading requests.
+    /// Sends the outbox, with the values of `writes`, and reads replies until `take` says that it was the last, both at once: a
+    /// server whose replies nobody reads stops reading requests.
     async fn exchange(
         &mut self,
         writes: &Writes,
@@ -321,7 +321,7 @@ async fn transfer(
     let mut all = false;
     // Bytes that must come before another look into the inbox can be of use.
     let mut missing = 1;
-    while !all {
+    loop {
         let written = write_some(stream, outbox, writes)?;
         let read = read_some(stream, inbox, missing)?;
         missing = missing.saturating_sub(read);

@@ -58,14 +58,14 @@ pub struct BatchFrame {
 
 impl BatchFrame {
     /// All but the payload, which comes last.
-    pub(super) fn encode_head(&self, head: &mut pack::Head) {
-        pack::put_array_len(head, FIELDS);
-        pack::put_uint(head, self.id);
-        pack::put_uint(head, self.held_us);
-        pack::put_uint(head, self.codec as u64);
-        pack::put_uint(head, self.raw_len.into());
-        pack::put_uint(head, self.items.into());
-        pack::put_bin_len(head, pack::len32(self.payload.len()));
+    pub(super) fn encode_head(&self, head: &mut Fixed) {
+        head.array_len(FIELDS);
+        head.uint(self.id);
+        head.uint(self.held_us);
+        head.uint(self.codec as u64);
+        head.uint(self.raw_len.into());
+        head.uint(self.items.into());
+        head.bin_len(pack::len32(self.payload.len()));
     }
 
     pub(super) fn decode(body: &Bytes, limits: &Limits) -> Result<BatchFrame, WireError> {

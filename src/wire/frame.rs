@@ -173,9 +173,9 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
 
 /// Appends all of a batch's frame but its payload, which must follow: so that a payload can be written as it is, uncopied.
 pub fn encode_batch_head(batch: &BatchFrame, out: &mut BytesMut) {
-    let mut head = pack::head();
+    let mut head = pack::Fixed::new();
     batch.encode_head(&mut head);
-    let head = pack::written(&head);
+    let head = head.written();
     out.reserve(ENVELOPE + head.len());
     out.put_u32(pack::len32(2 + head.len() + batch.payload.len()));
     out.put_u8(BATCH);

@@ -54,17 +54,17 @@ pub enum Expiry {
     Seconds(u32),
 }
 
-/// An item with its key and value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Item {
+/// An item; `Part` is what its key and value are held as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item<Part = Bytes> {
     /// Index into the session's [`super::Hello::caches`]. Not checked here.
     pub cache: u16,
     /// What to do.
     pub op: ItemOp,
     /// The key as memcached sees it. Not checked here.
-    pub key: Bytes,
+    pub key: Part,
     /// The value; empty unless `op` is [`ItemOp::Set`].
-    pub value: Bytes,
+    pub value: Part,
     /// memcached's client flags.
     pub flags: u32,
     /// What was left at the look.
@@ -83,14 +83,20 @@ pub struct Item {
     pub trace: Option<TraceContext>,
 }
 
-impl Item {
-    /// The same item, borrowed, as [`super::ItemEncoder::push`] takes it.
-    pub fn as_ref(&self) -> ItemRef<'_> {
-        ItemRef {
+/// An item as received, with ranges of the batch's bytes ([`Items::raw`]), so that it costs no reference count.
+pub type PlacedItem = Item<Range<u32>>;
+
+/// An item to be encoded.
+pub type ItemRef<'a> = Item<&'a [u8]>;
+
+impl<Part> Item<Part> {
+    /// The same item with other forms of its key and value.
+    fn map<'a, Other>(&'a self, part: impl Fn(&'a Part) -> Other) -> Item<Other> {
+        Item {
             cache: self.cache,
             op: self.op,
-            key: &self.key,
-            value: &self.value,
+            key: part(&self.key),
+            value: part(&self.value),
             flags: self.flags,
             expiry: self.expiry,
             ver: self.ver,
@@ -103,23 +109,11 @@ impl Item {
     }
 }
 
-/// An item as received: the fields of [`Item`], with ranges of the batch's bytes ([`Items::raw`]) for key and value, so that it
-/// costs no reference count.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are those of Item")]
-pub struct PlacedItem {
-    pub cache: u16,
-    pub op: ItemOp,
-    pub key: Range<u32>,
-    pub value: Range<u32>,
-    pub flags: u32,
-    pub expiry: Expiry,
-    pub ver: u64,
-    pub origin: Option<u16>,
-    pub looked_at: u64,
-    pub age_us: u64,
-    pub produced_at_ms: u64,
-    pub trace: Option<TraceContext>,
+impl Item {
+    /// The same item, borrowed, as [`super::ItemEncoder::push`] takes it.
+    pub fn as_ref(&self) -> ItemRef<'_> {
+        self.map(|bytes| &bytes[..])
+    }
 }
 
 impl PlacedItem {
@@ -129,48 +123,16 @@ impl PlacedItem {
     }
 
     /// The item with slices of the batch's bytes: holding one of them holds all of the bytes.
-    pub fn item(self, raw: &Bytes) -> Item {
-        let slice = |range: Range<u32>| raw.slice(range.start as usize..range.end as usize);
-        Item {
-            cache: self.cache,
-            op: self.op,
-            key: slice(self.key),
-            value: slice(self.value),
-            flags: self.flags,
-            expiry: self.expiry,
-            ver: self.ver,
-            origin: self.origin,
-            looked_at: self.looked_at,
-            age_us: self.age_us,
-            produced_at_ms: self.produced_at_ms,
-            trace: self.trace,
-        }
+    pub fn item(&self, raw: &Bytes) -> Item {
+        self.map(|range| raw.slice(range.start as usize..range.end as usize))
     }
-}
-
-/// An item to be encoded: the fields of [`Item`], borrowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are those of Item")]
-pub struct ItemRef<'a> {
-    pub cache: u16,
-    pub op: ItemOp,
-    pub key: &'a [u8],
-    pub value: &'a [u8],
-    pub flags: u32,
-    pub expiry: Expiry,
-    pub ver: u64,
-    pub origin: Option<u16>,
-    pub looked_at: u64,
-    pub age_us: u64,
-    pub produced_at_ms: u64,
-    pub trace: Option<TraceContext>,
 }
 
 impl ItemRef<'_> {
     /// Appends the item; `before` is of the item before it in the batch.
     pub(super) fn encode(&self, out: &mut BytesMut, fixed: &mut Fixed, before: &mut Before) {
         fixed.clear();
-        fixed.byte(0x90 | FIELDS as u8);
+        fixed.array_len(FIELDS);
         fixed.uint(self.cache.into());
         fixed.uint(self.op as u64);
         fixed.uint(self.flags.into());

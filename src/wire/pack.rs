@@ -1,6 +1,5 @@
 //! MessagePack by hand, where serde would copy keys and values or trust a declared length.
 
-use std::io::Cursor;
 use std::ops::Range;
 
 use rmp::encode::RmpWrite;
@@ -10,20 +9,7 @@ use super::WireError;
 /// More than the fixed part of any item or batch frame: see `ITEM_OVERHEAD` and `BATCH_OVERHEAD`.
 pub(super) const HEAD_BYTES: usize = 128;
 
-/// The fixed part of a batch frame, built on the stack and appended at once: a dozen small appends to a growing buffer would
-/// each check its capacity.
-pub(super) type Head = Cursor<[u8; HEAD_BYTES]>;
-
-pub(super) fn head() -> Head {
-    Cursor::new([0; HEAD_BYTES])
-}
-
-pub(super) fn written(head: &Head) -> &[u8] {
-    let end = usize::try_from(head.position()).unwrap_or(HEAD_BYTES).min(HEAD_BYTES);
-    &head.get_ref()[..end]
-}
-
-// A head has room for the longest of its kind, and a `BytesMut` grows: writing to either cannot fail.
+// A `BytesMut` grows: writing to it cannot fail.
 
 pub(super) fn put_uint<W: RmpWrite>(out: &mut W, value: u64) {
     let result = rmp::encode::write_uint(out, value);
@@ -32,11 +18,6 @@ pub(super) fn put_uint<W: RmpWrite>(out: &mut W, value: u64) {
 
 pub(super) fn put_array_len<W: RmpWrite>(out: &mut W, len: u32) {
     let result = rmp::encode::write_array_len(out, len);
-    debug_assert!(result.is_ok());
-}
-
-pub(super) fn put_bin_len<W: RmpWrite>(out: &mut W, len: u32) {
-    let result = rmp::encode::write_bin_len(out, len);
     debug_assert!(result.is_ok());
 }
 
@@ -51,8 +32,9 @@ pub(super) fn len32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
-/// The fixed part of an item: what [`Head`] is for a frame, but written without the generic machinery and kept from item to
-/// item, for there are thousands of them in a batch.
+/// The fixed part of an item or batch frame, built here and appended at once: a dozen small appends to a growing buffer would
+/// each check its capacity. Without rmp's generic machinery, and kept from item to item, for there are thousands of them in a
+/// batch. It has room for the longest of its kind.
 pub(super) struct Fixed {
     bytes: [u8; HEAD_BYTES],
     len: usize,
@@ -106,6 +88,13 @@ impl Fixed {
             0x1_0000..=0xffff_ffff => self.marked(0xce, (value as u32).to_be_bytes()),
             _ => self.marked(0xcf, value.to_be_bytes()),
         }
+    }
+
+    /// Of fifteen elements at most.
+    #[inline]
+    pub(super) fn array_len(&mut self, len: u32) {
+        debug_assert!(len < 16);
+        self.byte(0x90 | len as u8);
     }
 
     #[inline]
