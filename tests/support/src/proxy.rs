@@ -209,13 +209,30 @@ fn close_all(state: &mut State) {
     }
 }
 
+/// Listens on a port of ours, which somebody else may have by chance for a moment: a client that dials a port nobody listens on.
+fn bind(port: u16) -> io::Result<TcpListener> {
+    let limit = Instant::now() + Duration::from_secs(10);
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < limit => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+}
+
 fn accept(shared: &Arc<Shared>, port: u16) {
     loop {
         if shared.wait_while(|state| state.cut && !state.closed).closed {
             return;
         }
-        let listener =
-            TcpListener::bind(("127.0.0.1", port)).unwrap_or_else(|error| panic!("proxy on {port}: {error}"));
+        let listener = bind(port).unwrap_or_else(|error| {
+            // Or whoever waits for it would wait for ever.
+            shared.state().closed = true;
+            shared.changed.notify_all();
+            panic!("proxy on {port}: {error}")
+        });
         shared.state().listening = true;
         shared.changed.notify_all();
         for client in listener.incoming() {
