@@ -418,6 +418,8 @@ pub struct PollSettings {
     pub queue_chunks: usize,
     /// Events that all queues of the flow hold together.
     pub queue_events: usize,
+    /// Chunks leave so often at most, unless one is full.
+    pub gather: Duration,
     /// How long a revoked partition may finish what is in flight.
     pub revoke_timeout: Duration,
     /// Depth and high-water mark of the partition consumers' mailboxes.
@@ -840,6 +842,8 @@ struct PollLoop<'a> {
     trouble: Option<Trouble>,
     /// When Kafka was last heard of.
     heard: Instant,
+    /// When chunks last left.
+    flushed_at: Instant,
 }
 
 /// Kafka does not answer.
@@ -865,6 +869,7 @@ impl<'a> PollLoop<'a> {
             room_appeared: (0, watermarks_at),
             trouble: None,
             heard: watermarks_at,
+            flushed_at: watermarks_at,
         }
     }
 
@@ -909,6 +914,12 @@ impl<'a> PollLoop<'a> {
                 self.troubled(error)?;
             }
             self.mean_bytes = bytes.checked_div(taken).unwrap_or(self.mean_bytes);
+            more = taken == most;
+            if !more && self.gathers() {
+                // Rather than a wait for the next record, which would end with it.
+                more = true;
+                continue;
+            }
             for at in 0..self.lanes.len() {
                 if self.lanes[at].records.is_empty() {
                     continue;
@@ -923,7 +934,6 @@ impl<'a> PollLoop<'a> {
                     lane.flush();
                 }
             }
-            more = taken == most;
             self.make_room(!more, now);
             if self.has_lost_brokers() {
                 let PollLoop { consumer, .. } = self;
@@ -992,6 +1002,23 @@ impl<'a> PollLoop<'a> {
             self.rebalances.room.wait(left, full);
         }
         waits
+    }
+
+    /// Waits for more if chunks left a moment ago: true when it did. Each chunk is a wake-up of everyone up to the peer's
+    /// memcached, and Kafka hands over the records of one answer partition by partition.
+    fn gathers(&mut self) -> bool {
+        let collected = |lane: &Lane| !lane.records.is_empty() && !lane.queue.paused.load(Relaxed);
+        if !self.lanes.iter().any(collected) {
+            return false;
+        }
+        let now = Instant::now();
+        let left = (self.flushed_at + self.rebalances.settings.gather).saturating_duration_since(now);
+        if left.is_zero() {
+            self.flushed_at = now;
+            return false;
+        }
+        std::thread::park_timeout(left);
+        true
     }
 
     /// How long to wait for the next record.

@@ -151,6 +151,8 @@ pub struct CacheReader {
     session: (u64, Option<Instant>),
     connection: Option<Connection>,
     reading: bool,
+    /// Messages of other partitions may be about to come.
+    gathering: bool,
     /// When the read at hand was begun.
     look_began: Instant,
     /// It takes so long that nothing waits behind it.
@@ -191,6 +193,7 @@ impl CacheReader {
             session: (0, None),
             connection: None,
             reading: false,
+            gathering: false,
             look_began: Instant::now(),
             stuck: false,
             sending: false,
@@ -236,7 +239,19 @@ impl Handler<Carried<LookAt>> for CacheReader {
             events: carried.message.events.into_iter(),
             _slot: carried.slot,
         });
-        self.advance(ctx);
+        if self.reading || self.gathering {
+            // The next look takes it along.
+            if self.stuck {
+                self.advance(ctx);
+            }
+            return;
+        }
+        // The other partitions hand on what came with it at this moment: one look for all of them.
+        self.gathering = true;
+        ctx.spawn(tokio::task::yield_now().into_actor(self).map(|(), act, ctx| {
+            act.gathering = false;
+            act.advance(ctx);
+        }));
     }
 }
 

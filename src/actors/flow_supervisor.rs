@@ -288,6 +288,8 @@ impl FlowSupervisor {
             retry_wait_max: config.flow.retry_backoff_max,
             queue_chunks: config.mailbox.partition_consumer,
             queue_events: config.flow.max_in_flight_events / if retry { 4 } else { 1 },
+            // Nobody waits for milliseconds at a retry topic, and its records come one by one.
+            gather: if retry { Duration::ZERO } else { config.flow.gather },
             revoke_timeout: config.flow.revoke_timeout,
             gauge: self.shared.view.mailboxes.partition_consumer.clone(),
             view: self.shared.view.clone(),

@@ -259,6 +259,9 @@ section! {
         pub max_in_flight_events: usize as Count<4> = 65536,
         /// Bytes of values in flight. Default: `"64MiB"`.
         pub max_in_flight_bytes: usize as Size = 64 * MIB,
+        /// Events that come from Kafka within so long of others are gathered until it is over, so that what is few is read and
+        /// sent together. After a pause as long they go on at once. Default: `"2ms"`, at most `"1s"`.
+        pub gather: Duration as Time<0, 1000> = ms(2),
         /// Dirty keys of one memcached server here, in one lane; the events of more are parked. Default: `100000`.
         pub max_dirty_keys: usize as Count<1> = 100_000,
         /// How long a dirty key of a peer that is there may wait before its event is parked on the retry topic, so that

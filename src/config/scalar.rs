@@ -118,21 +118,21 @@ impl Scalar<usize> for Size {
 }
 
 /// A time with its unit, of at least so many milliseconds.
-pub(super) struct Time<const LEAST_MS: u64 = 1>;
+pub(super) struct Time<const LEAST_MS: u64 = 1, const MOST_MS: u64 = LONGEST_MS>;
 
 /// No timer of this program means more; and an instant plus this never overflows.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const LONGEST_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 
-impl<const LEAST_MS: u64> Scalar<Duration> for Time<LEAST_MS> {
+impl<const LEAST_MS: u64, const MOST_MS: u64> Scalar<Duration> for Time<LEAST_MS, MOST_MS> {
     fn shape() -> String {
         let least = humantime::format_duration(Duration::from_millis(LEAST_MS));
-        let longest = humantime::format_duration(LONGEST);
+        let longest = humantime::format_duration(Duration::from_millis(MOST_MS));
         format!("a time with its unit, like `\"2ms\"` or `\"1m 30s\"`, from {least} to {longest}")
     }
 
     fn parse(value: &Value) -> Option<Duration> {
         let time = humantime::parse_duration(value.text()?.trim()).ok()?;
-        (Duration::from_millis(LEAST_MS)..=LONGEST)
+        (Duration::from_millis(LEAST_MS)..=Duration::from_millis(MOST_MS))
             .contains(&time)
             .then_some(time)
     }

@@ -1,7 +1,7 @@
 //! A relay that holds all it may pauses its partitions and polls on: the group keeps it for as long as its peer is away, and
 //! no position is lost by the pause.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use evrepl_lab::*;
 
@@ -64,4 +64,35 @@ fn partitions_that_are_paused_for_longer_than_max_poll_interval_stay_ours_and_lo
     assert_eq!(count(&pair.us, "partitions revoked"), 0);
     assert_eq!(count(&pair.us, "kafka refuses this consumer"), 0);
     assert_eq!(pair.us.status()["restarts"], serde_json::json!({}));
+}
+
+#[test]
+fn events_that_trickle_in_are_sent_together() {
+    const WRITES: usize = 60;
+    let _gate = shared();
+    let pair = TwoRegionsSpec::new()
+        .one_way()
+        .us(|us| us.set("flow.gather", "\"1s\""))
+        .build();
+    for region in pair.both() {
+        region.start();
+    }
+    let mut writer = pair.us.writer("sessions");
+    // One alone: it goes on although nothing follows, and shows that there is a session.
+    writer.set(b"alone", b"at once");
+    writer.flush();
+    settle(&pair.both());
+    let batches = || pair.us.metric("evrepl_batches_total", &[]).unwrap_or(0.0);
+    let (before, began) = (batches(), Instant::now());
+    let keys: Vec<String> = (0..WRITES).map(|n| format!("key:{n}")).collect();
+    for key in &keys {
+        writer.set(key.as_bytes(), key.as_bytes());
+        // It is in Kafka before the next one is written: nothing but the relay brings them together.
+        writer.flush();
+    }
+    settle(&pair.both());
+    let windows = began.elapsed().as_secs_f64() + 2.0;
+    let sent = batches() - before;
+    assert!(sent >= 1.0 && sent <= 2.0 * windows, "{sent} batches in {windows} s");
+    assert_same(&pair.both(), "sessions", &keys);
 }
