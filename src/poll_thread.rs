@@ -915,11 +915,7 @@ impl<'a> PollLoop<'a> {
             }
             self.mean_bytes = bytes.checked_div(taken).unwrap_or(self.mean_bytes);
             more = taken == most;
-            if !more && self.gathers() {
-                // Rather than a wait for the next record, which would end with it.
-                more = true;
-                continue;
-            }
+            let gathers = if more { None } else { self.gathers() };
             for at in 0..self.lanes.len() {
                 if self.lanes[at].records.is_empty() {
                     continue;
@@ -930,15 +926,22 @@ impl<'a> PollLoop<'a> {
                     if !lane.flush() {
                         lane.full_since.get_or_insert_with(Instant::now);
                     }
-                } else if lane.queue.idle() {
+                } else if gathers.is_none() && lane.queue.idle() {
                     lane.flush();
                 }
             }
-            self.make_room(!more, now);
+            self.make_room(!more && gathers.is_none(), now);
             if self.has_lost_brokers() {
                 let PollLoop { consumer, .. } = self;
                 consumer.abandon();
                 return Err(KafkaError::Lost);
+            }
+            if let Some(left) = gathers
+                && self.lanes.iter().all(|lane| lane.full_since.is_none())
+            {
+                // Rather than a wait for the next record, which would end with it.
+                std::thread::park_timeout(left.min(SERVE_EVERY));
+                more = true;
             }
         }
     }
@@ -1004,21 +1007,20 @@ impl<'a> PollLoop<'a> {
         waits
     }
 
-    /// Waits for more if chunks left a moment ago: true when it did. Each chunk is a wake-up of everyone up to the peer's
-    /// memcached, and Kafka hands over the records of one answer partition by partition.
-    fn gathers(&mut self) -> bool {
+    /// For how much longer chunks that are not full grow, for some left a moment ago. Each chunk is a wake-up of everyone up
+    /// to the peer's memcached, and Kafka hands over the records of one answer partition by partition.
+    fn gathers(&mut self) -> Option<Duration> {
         let collected = |lane: &Lane| !lane.records.is_empty() && !lane.queue.paused.load(Relaxed);
         if !self.lanes.iter().any(collected) {
-            return false;
+            return None;
         }
         let now = Instant::now();
         let left = (self.flushed_at + self.rebalances.settings.gather).saturating_duration_since(now);
         if left.is_zero() {
             self.flushed_at = now;
-            return false;
+            return None;
         }
-        std::thread::park_timeout(left);
-        true
+        Some(left)
     }
 
     /// How long to wait for the next record.

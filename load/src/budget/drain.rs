@@ -50,6 +50,7 @@ stalled_after = \"600s\"
 [drain]
 grace_period = \"300s\"
 [flow]
+gather = \"50ms\"
 retry_budget = \"600s\"
 revoke_timeout = \"60s\"
 [batch]
