@@ -11,13 +11,14 @@
 #   make setup           only install what is missing
 #   make kafka           only Apache Kafka for the tests, into target/kafka
 #   make python          only the Python clients for the tests, into target/venv
+#   make clients         memcached clients of other languages write at the front door: those tests alone
 
 SHELL := /bin/bash
 ARGS ?=
 # rustup's cargo, also where the shell that started make never read its profile.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup kafka python test demo browser faults load profile bench lint
+.PHONY: help setup kafka python clients client-programs test demo browser faults load profile bench lint
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,8 +32,14 @@ kafka: setup
 python: setup
 	@scripts/python-env.sh
 
+client-programs: kafka
+	@scripts/clients.sh
+
+clients: kafka python client-programs
+	cargo test --features failpoints --test guarantees front_door_clients
+
 # The last lines are cargo test's own.
-test: kafka python
+test: kafka python client-programs
 	cargo test --workspace --features failpoints $(ARGS)
 
 # A release build, so that the traces show what evrepl takes; `make load` shares it. Only what it runs: each program more is

@@ -62,6 +62,11 @@ fi
 if [ "$what" = all ]; then
     need openjdk-17-jre-headless java_17
     need maven command -v mvn
+    # Applications in Java and in Go write at the front door.
+    need openjdk-17-jdk-headless command -v javac
+    need golang-go command -v go
+    # The shell's way to write events, in docs/writing-events.md.
+    need kcat command -v kcat
     # The fault lab sets processes' clocks with it.
     need libfaketime ls /usr/lib/*/faketime/libfaketimeMT.so.1
     # Debian splits venv from python3; without ensurepip a venv has no pip.

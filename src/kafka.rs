@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows what a record means. Offsets are committed only when the caller says so.
 
+mod events;
 mod records;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,6 +22,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use tokio::time::Instant;
 
+pub use self::events::{Delivery, EventProducer, EventSender, NotTaken};
 use self::records::RecordQueue;
 pub use self::records::{Batch, MAX_BATCH, Record, Scratch};
 use crate::config::{Kafka, StartAt};

@@ -33,6 +33,7 @@ pub mod config;
 pub mod dirty;
 pub mod event;
 pub mod failpoint;
+pub mod front_door;
 pub mod handoff;
 pub mod hashing;
 pub mod hlc;

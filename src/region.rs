@@ -8,14 +8,16 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use crate::admin::{
-    AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
-    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus,
+    AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, FrontDoorStatus, KafkaTrouble,
+    LinkStatus, MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus,
     StallStatus, Status, StatusSource, WaitingFor,
 };
 use crate::agent::{AgentShared, ServerState};
 use crate::breaker::ShownBreaker;
 use crate::canary::PathView;
 use crate::config::Config;
+use crate::front_door::text::Verb;
+use crate::front_door::{DoorShared, UpstreamView};
 use crate::handoff::MailboxGauge;
 use crate::misses::LIKELY_CAUSES;
 use crate::outcome::Outcome;
@@ -38,6 +40,52 @@ pub struct Region {
     pub instruments: Arc<Instruments>,
     /// Whether the process works.
     pub vitals: Arc<Vitals>,
+    /// The front door, where a cache has one.
+    pub door: Option<DoorView>,
+}
+
+/// The front door as status sees it.
+pub struct DoorView {
+    /// What its actors share.
+    pub shared: Arc<DoorShared>,
+    /// The servers behind it, by cache and number.
+    pub upstreams: Vec<Vec<Arc<UpstreamView>>>,
+}
+
+impl DoorView {
+    fn status(&self) -> Vec<FrontDoorStatus> {
+        let (queued, unsent) = self.shared.announcer.waiting();
+        let doors = self.shared.config.caches.iter().enumerate();
+        let doors = doors.filter(|(_, cache)| cache.listen.is_some() || cache.listen_fills.is_some());
+        doors
+            .map(|(number, cache)| {
+                let (counts, events) = (&self.shared.counts[number], self.shared.announcer.counts(number));
+                let commands = Verb::ALL.into_iter().zip(&counts.commands);
+                let servers = cache.servers.iter().zip(&self.upstreams[number]);
+                FrontDoorStatus {
+                    cache: cache.name.clone(),
+                    connections: counts.connections.load(Relaxed),
+                    accepted: counts.accepted.load(Relaxed),
+                    commands: commands
+                        .map(|(verb, count)| (verb.name().to_owned(), count.load(Relaxed)))
+                        .collect(),
+                    events: counts.events.load(Relaxed),
+                    acknowledged: events.acknowledged.load(Relaxed),
+                    remembered: events.remembered.load(Relaxed),
+                    lost: events.lost.load(Relaxed),
+                    flushes: counts.flushes.load(Relaxed),
+                    unreachable: counts.unreachable.load(Relaxed),
+                    refused: counts.refused.load(Relaxed),
+                    servers: servers
+                        .map(|(server, view)| (server.address.clone(), view.state().to_owned()))
+                        .collect(),
+                    queued_events: queued,
+                    unsent_keys: unsent,
+                    kafka_away: self.shared.announcer.is_away(),
+                }
+            })
+            .collect()
+    }
 }
 
 impl Region {
@@ -283,16 +331,20 @@ impl StatusSource for Region {
         // Long before it is restarted, so that whoever looks sees it.
         let limit = self.config.supervision.stalled_after / 3;
         let flows = self.flows.iter().map(|view| (view.name.as_str(), &view.pulses));
-        let stalls = flows.chain([("agent", &self.agent.pulses)]).filter_map(|(of, pulses)| {
-            let stall = pulses.stalled(Instant::now(), limit)?;
-            Some(StallStatus {
-                of: of.to_owned(),
-                stage: stall.actor.to_owned(),
-                place: stall.place,
-                work: stall.work,
-                since_seconds: stall.since.as_secs_f64(),
-            })
-        });
+        let door = self.door.as_ref().map(|door| ("front door", &door.shared.pulses));
+        let stalls = flows
+            .chain([("agent", &self.agent.pulses)])
+            .chain(door)
+            .filter_map(|(of, pulses)| {
+                let stall = pulses.stalled(Instant::now(), limit)?;
+                Some(StallStatus {
+                    of: of.to_owned(),
+                    stage: stall.actor.to_owned(),
+                    place: stall.place,
+                    work: stall.work,
+                    since_seconds: stall.since.as_secs_f64(),
+                })
+            });
         let flows: Vec<_> = self.flows.iter().map(|view| self.flow(view)).collect();
         let agent = self.agent(Instant::now());
         Status {
@@ -306,6 +358,7 @@ impl StatusSource for Region {
             late_outcomes: self.flows.iter().map(|view| view.accounts.late.load(Relaxed)).sum(),
             restarts: self.instruments.restarts(),
             certificates: self.certificates(),
+            front_doors: self.door.as_ref().map_or_else(Vec::new, DoorView::status),
         }
     }
 

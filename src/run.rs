@@ -1,6 +1,7 @@
 //! `evrepl run`: one region's relay and agent in one process, from configuration to exit code.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -11,17 +12,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::actors::flow_supervisor::FlowParts;
-use crate::actors::region_supervisor::{EXIT_GAVE_UP, RegionSupervisor, Terminate};
+use crate::actors::front_door_listener::{DoorEntry, DoorSocket};
+use crate::actors::region_supervisor::{DoorParts, EXIT_GAVE_UP, RegionSupervisor, Terminate};
 use crate::admin::AdminError;
 use crate::agent::AgentShared;
 use crate::canary;
 use crate::config::Config;
+use crate::front_door::DoorShared;
+use crate::front_door::announcer::Announcer;
 use crate::hashing::{HashKind, Ring, RingServer};
 use crate::kafka::{KafkaError, Producer};
 use crate::pulse::Pulses;
-use crate::region::Region;
+use crate::region::{DoorView, Region};
 use crate::relay::FlowView;
-use crate::telemetry::{self, TelemetryError, TelemetryOptions};
+use crate::telemetry::{self, Instruments, TelemetryError, TelemetryOptions};
 use crate::tls::{TlsError, TlsMaterial};
 use crate::topics;
 use crate::vitals::Vitals;
@@ -125,6 +129,7 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
             .filter_map(|(n, peer)| Some((n, peer.address.clone()?)))
     };
     let views: Vec<Arc<FlowView>> = peers().map(|(n, _)| Arc::new(FlowView::new(&config, n))).collect();
+    let door = front_door(&config, &rings, &instruments, &tls)?;
     let vitals = Arc::new(Vitals::new(config.supervision.stalled_after, Instant::now()));
     let region = Arc::new(Region {
         config: config.clone(),
@@ -132,6 +137,10 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         agent: agent.clone(),
         instruments: instruments.clone(),
         vitals: vitals.clone(),
+        door: door.as_ref().map(|door| DoorView {
+            shared: door.shared.clone(),
+            upstreams: door.views.clone(),
+        }),
     });
     telemetry.serve_admin(&config.admin.listen, region.clone())?;
     instruments.register_source(region);
@@ -190,7 +199,7 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     let system = System::new();
     let (code, exit_code) = (exit.clone(), exit.clone());
     system.block_on(async move {
-        let root = RegionSupervisor::new(make_flows, agent, socket, code, vitals.clone()).start();
+        let root = RegionSupervisor::new(make_flows, agent, socket, door, code, vitals.clone()).start();
         let its_vitals = vitals.clone();
         actix_rt::spawn(async move {
             loop {
@@ -229,6 +238,66 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
         tracing::warn!(%error, "telemetry");
     }
     Ok(exit.load(SeqCst))
+}
+
+/// The front door of the caches that have one, with its sockets bound.
+fn front_door(
+    config: &Arc<Config>,
+    rings: &[Ring],
+    instruments: &Arc<Instruments>,
+    tls: &Arc<TlsMaterial>,
+) -> Result<Option<DoorParts>, StartError> {
+    let mut entries = Vec::new();
+    for (number, cache) in config.caches.iter().enumerate() {
+        let doors = [
+            ("cache.listen", &cache.listen, false),
+            ("cache.listen_fills", &cache.listen_fills, true),
+        ];
+        for (option, listens, fills) in doors {
+            let Some(address) = listens else { continue };
+            let socket = match address.strip_prefix("unix:") {
+                Some(path) => DoorSocket::Unix(listen_unix(option, path)?),
+                None => DoorSocket::Tcp(listen(option, address)?),
+            };
+            entries.push(DoorEntry {
+                cache: number,
+                fills,
+                socket,
+            });
+        }
+    }
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let views = config
+        .caches
+        .iter()
+        .map(|cache| cache.servers.iter().map(|_| Arc::default()).collect());
+    let announcer = Announcer::new(config)?;
+    let shared = DoorShared::new(config.clone(), rings.to_vec(), announcer, instruments.clone());
+    Ok(Some(DoorParts {
+        shared: Arc::new(shared),
+        tls: tls.clone(),
+        entries,
+        views: views.collect(),
+    }))
+}
+
+/// A socket in the file system. One that a process left behind is removed; one that somebody listens on is not.
+fn listen_unix(option: &'static str, path: &str) -> Result<UnixListener, StartError> {
+    let failed = |source| StartError::Listen {
+        option,
+        address: format!("unix:{path}"),
+        source,
+    };
+    if let Err(error) = UnixStream::connect(path)
+        && error.kind() == std::io::ErrorKind::ConnectionRefused
+    {
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    let socket = UnixListener::bind(path).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    Ok(socket)
 }
 
 /// The root has nobody above it: a thread of its own looks whether the root's thread turns, and ends the process when it does

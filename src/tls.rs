@@ -18,7 +18,8 @@ use std::time::{Duration, SystemTime};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -108,6 +109,8 @@ pub enum TlsError {
 pub struct TlsMaterial {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    /// For clients of a front door, without and with a certificate of theirs.
+    doors: [Arc<ServerConfig>; 2],
     identities: Vec<String>,
     not_after: Option<SystemTime>,
     ca_not_after: Option<SystemTime>,
@@ -149,18 +152,28 @@ impl TlsMaterial {
                 path: ca.to_owned(),
                 reason: error.to_string(),
             })?;
-        let mut server = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(pair)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)
-            .map_err(pair)?;
+        let accepting = |verifier: Arc<dyn ClientCertVerifier>| {
+            ServerConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .and_then(|config| {
+                    config
+                        .with_client_cert_verifier(verifier)
+                        .with_single_cert(chain.clone(), key.clone_key())
+                })
+                .map_err(pair)
+        };
+        let doors = [
+            Arc::new(accepting(Arc::new(NoClientAuth))?),
+            Arc::new(accepting(verifier.clone())?),
+        ];
+        let mut server = accepting(verifier)?;
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.send_tls13_tickets = 0;
 
         Ok(TlsMaterial {
             client: Arc::new(client),
             server: Arc::new(server),
+            doors,
             identities,
             not_after,
             ca_not_after,
@@ -190,6 +203,11 @@ impl TlsMaterial {
     /// For the accepting end. [`TlsMaterial::accept`] also checks the protocol and finds the caller's identities.
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.server.clone())
+    }
+
+    /// For the clients of a front door, which speak memcached's protocol: `mutual` asks for a certificate of the CA's.
+    pub fn door_acceptor(&self, mutual: bool) -> TlsAcceptor {
+        TlsAcceptor::from(self.doors[usize::from(mutual)].clone())
     }
 
     /// Shakes hands as the dialling end; `peer` is whom to expect, from [`server_name`]. Has no time limit of its own.

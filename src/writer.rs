@@ -38,10 +38,13 @@ use crate::event::{self, Event, Op, TraceContext};
 use crate::hashing::{HashKind, RingServer};
 use crate::hlc::Hlc;
 use crate::kafka::{KafkaError, Produce, Producer};
-use crate::memcached::{MemcachedError, SimpleClient, key_problem};
+use crate::memcached::{Looked, MemcachedError, PooledClient, key_problem};
 
 /// How long Kafka may take to acknowledge an event: longer than a partition needs to find a new leader.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Connections to each memcached server. What many callers ask at once goes together, so that more of them matter little.
+const CONNECTIONS: usize = 2;
 
 /// Room for an event with every field that the Writer sets.
 const EVENT_BYTES: usize = 64;
@@ -84,14 +87,6 @@ pub enum WriterError {
     Key {
         /// What is wrong with it.
         problem: &'static str,
-    },
-    /// Only [`Writer::connect`]: the addresses of a cache's servers cannot be used.
-    #[error("cache {cache}: {source}")]
-    Connect {
-        /// The cache's name.
-        cache: String,
-        /// What stood in the way.
-        source: MemcachedError,
     },
     /// Only [`Writer::connect`]: Kafka's client cannot be made.
     #[error("{0}")]
@@ -147,17 +142,19 @@ impl WriterError {
     pub fn may_be_retried(&self) -> bool {
         match self {
             WriterError::UnknownCache { .. } | WriterError::Key { .. } => false,
-            WriterError::Connect { source, .. } | WriterError::Memcached { source, .. } => source.is_retryable(),
+            WriterError::Memcached { source, .. } => source.is_retryable(),
             WriterError::Settings(source) | WriterError::NotAnnounced { source } => source.may_be_retried(),
         }
     }
 }
 
-/// Writes caches of this region and produces their events. Cheap to clone; use one for a whole process.
+/// Writes caches of this region and produces their events. Cheap to clone; use one for a whole process: what many tasks write
+/// at once goes to memcached and to Kafka together, over few connections (`examples/writer.rs`).
 #[derive(Clone)]
 pub struct Writer {
     shared: Arc<Shared>,
     trace: Option<TraceContext>,
+    fill: bool,
 }
 
 struct Shared {
@@ -170,16 +167,15 @@ struct Shared {
 
 struct WrittenCache {
     topic: String,
-    client: SimpleClient,
+    client: PooledClient,
 }
 
 impl Writer {
-    /// A writer of every cache of the configuration, in a tokio runtime. Resolves the servers' names; connections are made
-    /// by the first write that needs them.
+    /// A writer of every cache of the configuration, in a tokio runtime. Connections are made by the first call that needs
+    /// them.
     ///
     /// # Errors
-    /// [`WriterError::Connect`] when a name cannot be resolved, [`WriterError::Settings`] when librdkafka refuses a
-    /// property.
+    /// [`WriterError::Settings`] when librdkafka refuses a property.
     pub async fn connect(config: &Config) -> Result<Writer, WriterError> {
         Writer::connect_within(config, ACKNOWLEDGED_WITHIN).await
     }
@@ -188,11 +184,12 @@ impl Writer {
         let timeout = config.memcached.timeout.max(config.memcached.connect_timeout);
         let mut caches = BTreeMap::new();
         for cache in &config.caches {
-            let client = SimpleClient::connect(hash_kind(cache.hash), &ring_servers(&cache.servers), timeout).await;
-            let client = client.map_err(|source| WriterError::Connect {
-                cache: cache.name.clone(),
-                source,
-            })?;
+            let client = PooledClient::new(
+                hash_kind(cache.hash),
+                &ring_servers(&cache.servers),
+                timeout,
+                CONNECTIONS,
+            );
             caches.insert(
                 cache.name.clone(),
                 WrittenCache {
@@ -212,14 +209,24 @@ impl Writer {
         Ok(Writer {
             shared: Arc::new(shared),
             trace: None,
+            fill: false,
         })
+    }
+
+    /// The same writer, whose sets only fill the cache from a database: caches with `on_set = "invalidate"` ignore their events,
+    /// or two regions would remove each other's copies.
+    pub fn filling(&self) -> Writer {
+        Writer {
+            fill: true,
+            ..self.clone()
+        }
     }
 
     /// The same writer, whose events carry this trace in the header `traceparent`: for one request of the application.
     pub fn with_trace(&self, trace: TraceContext) -> Writer {
         Writer {
-            shared: self.shared.clone(),
             trace: Some(trace),
+            ..self.clone()
         }
     }
 
@@ -268,6 +275,19 @@ impl Writer {
             Ok(false) => Ok(None),
             Err(source) => Err(self.refused(cache, key, Op::Touch, source).await),
         }
+    }
+
+    /// Looks at a key, without bumping it in memcached's LRU. No event comes of it.
+    ///
+    /// # Errors
+    /// [`WriterError::UnknownCache`], [`WriterError::Key`], or [`WriterError::Memcached`] with an unchanged key.
+    pub async fn get(&self, cache: &str, key: &[u8]) -> Result<Looked, WriterError> {
+        let cache = self.cache(cache, key)?;
+        cache.client.get(key).await.map_err(|source| WriterError::Memcached {
+            source,
+            key: KeyState::Unchanged,
+            announced: false,
+        })
     }
 
     /// Produces an event for a key and nothing else: for a write whose event is missing, or for one that somebody else
@@ -323,6 +343,7 @@ impl Writer {
             &Event {
                 ttl,
                 ver: Some(ver),
+                fill: self.fill && op == Op::Set,
                 ..Event::new(op)
             },
             &mut value,

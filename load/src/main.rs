@@ -15,7 +15,7 @@ use evrepl_load::runs::report::{Report, load_average};
 use evrepl_load::runs::scenario::Scenario;
 use evrepl_load::runs::trial::Bench;
 use evrepl_load::runs::world::Exports;
-use evrepl_load::runs::{table, tools};
+use evrepl_load::runs::{door, table, tools};
 use evrepl_load::stop::Stop;
 use evrepl_load::{needs, plain_panics};
 use serde_json::Value;
@@ -36,6 +36,9 @@ fn main() -> ExitCode {
     // Not for people: this program's own child.
     if std::env::args().nth(1).as_deref() == Some(SUBCOMMAND) {
         return ended(serve(std::io::stdin().lock(), std::io::stdout()).map(|()| true));
+    }
+    if std::env::args().nth(1).as_deref() == Some(door::SUBCOMMAND) {
+        return ended(door::serve().map(|()| true));
     }
     let arguments = Arguments::parse();
     let ran = run(&arguments);
@@ -83,6 +86,16 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     let stop = Stop::on_signals(evrepl_load::remove_leftovers);
     eprintln!("starting Apache Kafka");
     let broker = Broker::start_with(&[], &JVM);
+    if arguments.door {
+        let settings = arguments.settings()?;
+        let (runs, seconds) = (arguments.runs.unwrap_or(1), arguments.seconds.unwrap_or(5) as f64);
+        let folder = results(&arguments.out);
+        println!(
+            "{}",
+            door::run(&broker, &stop, None, &settings, (runs, seconds), &folder)?
+        );
+        return Ok(true);
+    }
     let sink = OtlpSink::start_counting();
     let bench = Bench {
         broker: &broker,

@@ -16,6 +16,10 @@
 //!                                                             AgentListener ─┘ 64 greetings at once
 //!
 //!  upstream, as facts that take no slot: acks, outcomes, dirty keys, session starts and ends
+//!
+//!  clients ─▶ FrontDoorListener ─▶ FrontDoorSession ◀══ reads and answers ══▶ FrontDoorUpstream ─▶ memcached
+//!             front_door.max_connections  │ front_door.max_pipelined commands      │
+//!                                         ▼ front_door.max_buffered_bytes          ▼ front_door.max_queued_events ─▶ Kafka
 //! ```
 //!
 //! The supervision tree, with its strategies:
@@ -30,10 +34,14 @@
 //! │       ├── CacheReader ...       one per memcached server; its connection is a state behind a circuit breaker
 //! │       ├── BatchCoalescer
 //! │       └── RemoteLink            restarts alone after every lost session or failed dial, without end or count
-//! └── agent                         one arbiter; rebuilt whole when a CacheWriter panics (sessions end, peers look again)
-//!     ├── AgentListener             restarts alone
-//!     ├── AgentSession ...          one per inbound link; just ends, the peer dials again
-//!     └── CacheWriter ...           one per memcached server; its connection is a state behind a circuit breaker
+//! ├── agent                         one arbiter; rebuilt whole when a CacheWriter panics (sessions end, peers look again)
+//! │   ├── AgentListener             restarts alone
+//! │   ├── AgentSession ...          one per inbound link; just ends, the peer dials again
+//! │   └── CacheWriter ...           one per memcached server; its connection is a state behind a circuit breaker
+//! └── front door                    front_door.threads arbiters; rebuilt whole when a FrontDoorUpstream panics (clients dial again)
+//!     ├── FrontDoorListener ...     one per place to listen; restarts alone
+//!     ├── FrontDoorSession ...      one per client; just ends
+//!     └── FrontDoorUpstream ...     one per thread and memcached server, and one more for binary; its connection is a state
 //! ```
 //!
 //! Every actor, thread and poll thread keeps a [pulse](crate::pulse), which the root looks at. A stage that has work, waits for
@@ -58,3 +66,9 @@ pub mod agent_listener;
 pub mod agent_session;
 
 pub mod cache_writer;
+
+pub mod front_door_listener;
+
+pub mod front_door_session;
+
+pub mod front_door_upstream;

@@ -1,6 +1,7 @@
-//! RegionSupervisor: the root of the tree. One flow per peer that has an address, and one agent.
+//! RegionSupervisor: the root of the tree. One flow per peer that has an address, one agent, and the front door where a cache
+//! has one.
 //!
-//! It rebuilds a flow or the agent that went down, counts these restarts, and gives up when there are too many: the exit
+//! It rebuilds a flow, the agent or the front door when it went down, counts these restarts, and gives up when there are too many: the exit
 //! code is then 70 and the next process starts fresh. A failed dial, a lost connection or a memcached error never counts.
 //! On SIGTERM it drains: flows finish what is in flight and commit, sessions are told to go, and then the system stops.
 
@@ -14,15 +15,18 @@ use actix_rt::Arbiter;
 use tokio::time::Instant;
 
 use crate::agent::{AgentShared, Fence};
+use crate::front_door::{DoorShared, UpstreamView};
 use crate::handoff::Handoff;
 use crate::intensity::Intensity;
 use crate::pulse::{self, Stall};
 use crate::threads::join_arbiter;
+use crate::tls::TlsMaterial;
 use crate::vitals::Vitals;
 
 use super::agent_listener::{AgentListener, AgentListenerParts};
 use super::cache_writer::CacheWriter;
 use super::flow_supervisor::{DrainFlow, FailFlow, FlowDrained, FlowFailed, FlowParts, FlowSupervisor};
+use super::front_door_listener::{DoorEntry, FrontDoor};
 
 /// How often the children are counted.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
@@ -55,6 +59,18 @@ struct Agent {
     writers: Vec<Addr<CacheWriter>>,
 }
 
+/// What the front door is made of; the same parts make the next one after a restart.
+pub struct DoorParts {
+    /// What its actors share.
+    pub shared: Arc<DoorShared>,
+    /// Our certificate and the CA.
+    pub tls: Arc<TlsMaterial>,
+    /// Where it listens.
+    pub entries: Vec<DoorEntry>,
+    /// The servers behind it, by cache and number.
+    pub views: Vec<Vec<Arc<UpstreamView>>>,
+}
+
 /// Makes the parts of a flow, given whom to tell.
 pub type FlowMaker = Box<dyn FnOnce(Recipient<FlowFailed>, Recipient<FlowDrained>) -> Vec<(FlowParts, String)>>;
 
@@ -65,6 +81,8 @@ pub struct RegionSupervisor {
     agent_shared: Arc<AgentShared>,
     socket: StdListener,
     agent: Option<Agent>,
+    door_parts: Option<DoorParts>,
+    door: Option<FrontDoor>,
     intensity: Intensity,
     /// Panics while suspects were on trial.
     trials: u32,
@@ -79,6 +97,7 @@ impl RegionSupervisor {
         make_flows: FlowMaker,
         agent_shared: Arc<AgentShared>,
         socket: StdListener,
+        door: Option<DoorParts>,
         exit: Arc<AtomicI32>,
         vitals: Arc<Vitals>,
     ) -> Self {
@@ -91,6 +110,8 @@ impl RegionSupervisor {
             agent_shared,
             socket,
             agent: None,
+            door_parts: door,
+            door: None,
             exit,
             deadline: None,
             vitals,
@@ -149,8 +170,52 @@ impl RegionSupervisor {
         Ok(())
     }
 
+    /// Builds the front door, where there is one.
+    fn start_door(&mut self) -> std::io::Result<()> {
+        if let Some(parts) = &self.door_parts {
+            self.door = Some(FrontDoor::start(
+                &parts.shared,
+                &parts.tls,
+                &parts.entries,
+                &parts.views,
+            )?);
+            self.vitals.up(FRONT_DOOR);
+        }
+        Ok(())
+    }
+
+    fn rebuild_door(&mut self, actor: &'static str, ctx: &mut Context<Self>) {
+        let (Some(door), Some(parts)) = (self.door.take(), &self.door_parts) else {
+            return;
+        };
+        let shared = parts.shared.clone();
+        self.vitals.down(FRONT_DOOR, Instant::now());
+        let arbiters = door.stop();
+        if !self.restart(actor, "front door", true, ctx) {
+            return;
+        }
+        let join = tokio::task::spawn_blocking(move || {
+            for arbiter in arbiters {
+                join_arbiter("front door", arbiter);
+            }
+            shared.forget_sessions();
+            shared.pulses.clear();
+        });
+        ctx.spawn(join.into_actor(self).map(|_, act, _| {
+            if act.deadline.is_none()
+                && let Err(error) = act.start_door()
+            {
+                tracing::error!(%error, "front door could not be rebuilt");
+                act.give_up(&format!("the front door could not be rebuilt: {error}"));
+            }
+        }));
+    }
+
     fn watch(&mut self, ctx: &mut Context<Self>) {
         fail::fail_point!("region_supervisor_watch");
+        if let Some(parts) = &self.door_parts {
+            parts.shared.announcer.tick(Instant::now());
+        }
         if let Some(deadline) = self.deadline {
             self.finish_drain(deadline, ctx);
             return;
@@ -165,6 +230,9 @@ impl RegionSupervisor {
         });
         if let Some(actor) = gone {
             self.rebuild_agent(actor, ctx);
+        }
+        if let Some(actor) = self.door.as_ref().and_then(FrontDoor::gone) {
+            self.rebuild_door(actor, ctx);
         }
         self.watch_pulses(ctx);
         let dead: Vec<usize> = self
@@ -210,6 +278,13 @@ impl RegionSupervisor {
         {
             say_stalled("agent", &stall);
             self.rebuild_agent(stall.actor, ctx);
+        }
+        if let Some(parts) = &self.door_parts
+            && let Some(stall) = parts.shared.pulses.stalled(now, limit)
+            && self.door.is_some()
+        {
+            say_stalled("front door", &stall);
+            self.rebuild_door(stall.actor, ctx);
         }
     }
 
@@ -300,8 +375,13 @@ impl RegionSupervisor {
         let now = Instant::now();
         // A flow that has not said so a while after the deadline hangs in Kafka's client: what it held will be replayed.
         let overdue = now >= deadline + DRAIN_PATIENCE;
-        if !overdue && !(flows && (sessions || now >= deadline)) {
+        let (clients, events) = self.door_holds();
+        if !overdue && !(flows && (sessions && clients + events == 0 || now >= deadline)) {
             return;
+        }
+        if events > 0 {
+            // Only they are: what a flow holds is in Kafka.
+            tracing::error!(events, "events of the front door could not be produced, they are lost");
         }
         let left: u64 = self
             .flows
@@ -311,13 +391,21 @@ impl RegionSupervisor {
                     .unwrap_or_else(|| flow.parts.view.accounts.total().0.in_flight_total())
             })
             .sum();
-        if left > 0 || !flows {
+        if left + events > 0 || !flows {
             tracing::warn!(events = left, "grace period over with work left, it will be replayed");
             self.stop(EXIT_WORK_LEFT);
         } else {
             tracing::info!("drained");
             self.stop(EXIT_DONE);
         }
+    }
+
+    /// Clients, and events that Kafka does not have.
+    fn door_holds(&self) -> (u64, u64) {
+        self.door_parts.as_ref().map_or((0, 0), |parts| {
+            let (queued, unsent) = parts.shared.announcer.waiting();
+            (parts.shared.connections() as u64, queued + unsent)
+        })
     }
 
     fn give_up(&self, why: &str) {
@@ -333,6 +421,9 @@ impl RegionSupervisor {
 
 /// The receiving half, among the parts that are looked after.
 const AGENT: &str = "agent";
+
+/// The front door, likewise.
+const FRONT_DOOR: &str = "front door";
 
 fn part_of(flow: &str) -> String {
     format!("flow {flow}")
@@ -366,6 +457,11 @@ impl Actor for RegionSupervisor {
         if let Err(error) = self.start_agent() {
             tracing::error!(%error, "agent could not be built");
             self.give_up(&format!("the agent could not be built: {error}"));
+            return;
+        }
+        if let Err(error) = self.start_door() {
+            tracing::error!(%error, "front door could not be built");
+            self.give_up(&format!("the front door could not be built: {error}"));
             return;
         }
         if let Some(make) = self.make_flows.take() {
@@ -414,6 +510,7 @@ impl Handler<Terminate> for RegionSupervisor {
                 .iter()
                 .map(|flow| flow.parts.view.accounts.total().0.in_flight_total())
                 .sum();
+            let left = left + self.door_holds().1;
             tracing::warn!(events = left, "second signal, ending at once");
             self.stop(if left > 0 { EXIT_WORK_LEFT } else { EXIT_DONE });
             return;
@@ -423,6 +520,9 @@ impl Handler<Terminate> for RegionSupervisor {
         tracing::info!(?grace, "draining");
         self.deadline = Some(deadline);
         self.agent_shared.draining.store(true, SeqCst);
+        if let Some(parts) = &self.door_parts {
+            parts.shared.drain();
+        }
         for flow in &self.flows {
             if let Some((_, supervisor)) = &flow.running {
                 supervisor.do_send(DrainFlow { deadline });

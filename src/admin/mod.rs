@@ -27,8 +27,8 @@ use tokio::sync::watch;
 use crate::telemetry::Taps;
 
 pub use status::{
-    AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, KafkaTrouble, LinkStatus,
-    MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus,
+    AgentStatus, BreakerStatus, CanaryStatus, CertificateStatus, Check, FlowStatus, FrontDoorStatus, KafkaTrouble,
+    LinkStatus, MailboxStatus, MassMisses, Outcomes, Readiness, RetentionGap, ServerStatus, SessionStatus, StageStatus,
     StallStatus, Status, StatusSource, WaitingFor,
 };
 pub use troubles::Trouble;

@@ -52,6 +52,44 @@ pub struct Status {
     pub mailboxes: BTreeMap<String, MailboxStatus>,
     /// The certificates that this region relies on.
     pub certificates: Vec<CertificateStatus>,
+    /// The front doors of the caches that have one.
+    pub front_doors: Vec<FrontDoorStatus>,
+}
+
+/// The front door of one cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FrontDoorStatus {
+    /// The cache.
+    pub cache: String,
+    /// Clients now.
+    pub connections: u64,
+    /// Clients since the process began.
+    pub accepted: u64,
+    /// Commands by name, since the process began: `commands["set"]`.
+    pub commands: BTreeMap<String, u64>,
+    /// Events of writes that memcached said have happened.
+    pub events: u64,
+    /// Of these and of those produced again, those that Kafka has.
+    pub acknowledged: u64,
+    /// Those that Kafka did not take, whose keys are or were remembered.
+    pub remembered: u64,
+    /// Those that were neither produced nor remembered: peers don't hear of these writes.
+    pub lost: u64,
+    /// `flush_all`, which peers don't hear of.
+    pub flushes: u64,
+    /// Commands that failed because a server could not be reached.
+    pub unreachable: u64,
+    /// Writes refused because Kafka is away.
+    pub refused: u64,
+    /// The servers behind it: `idle`, `connecting`, `open` or `away`.
+    pub servers: BTreeMap<String, String>,
+    /// Events that wait for Kafka's acknowledgement, of all front doors.
+    pub queued_events: u64,
+    /// Keys that are remembered, of all front doors.
+    pub unsent_keys: u64,
+    /// Kafka acknowledges none.
+    pub kafka_away: bool,
 }
 
 /// A certificate, or several that are read from one file.

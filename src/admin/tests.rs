@@ -158,6 +158,11 @@ fn one_flow() -> Status {
             ..StallStatus::default()
         }],
         late_outcomes: 1,
+        front_doors: vec![FrontDoorStatus {
+            cache: "sessions".to_owned(),
+            commands: [("set".to_owned(), 1)].into(),
+            ..FrontDoorStatus::default()
+        }],
         certificates: vec![CertificateStatus {
             name: "own".to_owned(),
             expires_in_seconds: -5.5,

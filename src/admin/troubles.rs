@@ -57,6 +57,7 @@ pub fn of(status: &Status, alive: &[Check]) -> Vec<Trouble> {
             all.push(trouble(what, None, next));
         }
     }
+    front_doors(status, &mut all);
     own_servers(status, &mut all);
     if !status.agent.listening {
         let what = "the agent does not listen".to_owned();
@@ -86,6 +87,25 @@ pub fn of(status: &Status, alive: &[Check]) -> Vec<Trouble> {
         }
     }
     all
+}
+
+fn front_doors(status: &Status, all: &mut Vec<Trouble>) {
+    if let Some(door) = status.front_doors.iter().find(|door| door.kafka_away) {
+        let what = format!(
+            "kafka takes no events of the front door: {} wait, and {} keys are remembered",
+            door.queued_events, door.unsent_keys
+        );
+        all.push(trouble(
+            what,
+            None,
+            "they are produced when it is back; beyond front_door.max_unsent_keys they are lost",
+        ));
+    }
+    for door in status.front_doors.iter().filter(|door| door.lost > 0) {
+        let what = format!("{} events of the front door of {} are lost", door.lost, door.cache);
+        let next = "peers do not hear of these writes: write the keys again, or keep more (front_door.max_unsent_keys)";
+        all.push(trouble(what, None, next));
+    }
 }
 
 fn trouble(what: String, since_seconds: Option<f64>, next: impl Into<String>) -> Trouble {

@@ -112,6 +112,12 @@ fn summarize(config: &Config, out: &mut String) {
     table(&rows, out);
 }
 
+/// What a client at the front door takes that does nothing, what an event takes in librdkafka's queue, and what a remembered key
+/// takes, of some 50 bytes.
+const CLIENT_BYTES: u64 = 8192;
+const QUEUED_BYTES: u64 = 1024;
+const UNSENT_BYTES: u64 = 160;
+
 /// A part of the memory that this configuration allows.
 struct Part {
     name: &'static str,
@@ -222,6 +228,27 @@ fn memory_bound(config: &Config) -> Vec<Part> {
             ),
         ),
     ];
+    if config.has_front_door() {
+        let door = &config.front_door;
+        let (queued, unsent) = (door.max_queued_events as u64, door.max_unsent_keys as u64);
+        let clients = door.max_connections as u64;
+        parts.push((
+            "front door",
+            [
+                door.max_buffered_bytes as u64,
+                times(&[clients, CLIENT_BYTES]),
+                times(&[queued, QUEUED_BYTES]),
+                times(&[unsent, UNSENT_BYTES]),
+            ]
+            .into_iter()
+            .fold(0, u64::saturating_add),
+            format!(
+                "front_door.max_buffered_bytes {} + {clients} clients x {CLIENT_BYTES} B + {queued} queued events x {QUEUED_BYTES} B \
+                 + {unsent} remembered keys x {UNSENT_BYTES} B",
+                mib(door.max_buffered_bytes as u64)
+            ),
+        ));
+    }
     // What is there from the beginning to the end needs nothing on top.
     let moving = parts.iter().filter(|(name, ..)| !matches!(*name, "base" | "stamps"));
     let moving = moving.fold(0u64, |sum, (_, bytes, _)| sum.saturating_add(*bytes));

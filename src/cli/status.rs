@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{CliError, ConfigArg, Done, table};
-use crate::admin::{AgentStatus, CanaryStatus, FlowStatus, LinkStatus, Status, Trouble};
+use crate::admin::{AgentStatus, CanaryStatus, FlowStatus, FrontDoorStatus, LinkStatus, Status, Trouble};
 use crate::relay::Stage;
 
 /// For the whole answer: it is made from memory, on a thread that does nothing else.
@@ -157,6 +157,10 @@ fn render(status: &Status, before: Option<(&Status, Duration)>) -> String {
     };
     let _ = write!(out, "\nagent: {listening}\n");
     table(&agent_rows(&status.agent), &mut out);
+    for door in &status.front_doors {
+        let _ = write!(out, "\nfront door of {}: {} clients\n", door.cache, door.connections);
+        table(&door_rows(door), &mut out);
+    }
     let restarts = listed(status.restarts.iter().map(|(actor, count)| (actor.as_str(), *count)));
     if !restarts.is_empty() {
         let _ = write!(out, "\nrestarts: {restarts}\n");
@@ -314,6 +318,45 @@ fn flow_rows(flow: &FlowStatus) -> Vec<[String; 2]> {
     let looks_again = listed(flow.looks_again.iter().map(|(reason, count)| (reason.as_str(), *count)));
     if !looks_again.is_empty() {
         rows.push(row("looks again", looks_again));
+    }
+    rows
+}
+
+fn door_rows(door: &FrontDoorStatus) -> Vec<[String; 2]> {
+    let commands = door.commands.iter().map(|(command, count)| (command.as_str(), *count));
+    let mut events = vec![format!(
+        "{} made, {} acknowledged by kafka",
+        door.events, door.acknowledged
+    )];
+    for (count, what) in [(door.remembered, "remembered"), (door.lost, "LOST")] {
+        if count > 0 {
+            events.push(format!("{count} {what}"));
+        }
+    }
+    let mut rows = vec![row("commands", listed(commands)), row("events", events.join(", "))];
+    for (count, what) in [
+        (door.unreachable, "commands failed, a server could not be reached"),
+        (door.refused, "writes refused, kafka is away"),
+        (door.flushes, "flush_all, of which peers do not hear"),
+    ] {
+        if count > 0 {
+            rows.push(row("", format!("{count} {what}")));
+        }
+    }
+    let kafka = if door.kafka_away {
+        "takes no events"
+    } else {
+        "takes events"
+    };
+    rows.push(row(
+        "kafka",
+        format!(
+            "{kafka}; {} queued, {} keys remembered",
+            door.queued_events, door.unsent_keys
+        ),
+    ));
+    for (server, state) in &door.servers {
+        rows.push(row(server, state.clone()));
     }
     rows
 }

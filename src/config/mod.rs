@@ -26,8 +26,8 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use options::{
-    Admin, Agent, Batch, Cache, Canary, Compression, Config, Drain, Flow, HashKind, Kafka, Link, LogFormat, Mailbox,
-    Memcached, OnSet, Peer, Server, StartAt, Supervision, Telemetry, Tls,
+    Admin, Agent, Batch, Cache, Canary, Compression, Config, DoorTls, Drain, EventAck, Flow, FrontDoor, HashKind,
+    Kafka, Link, LogFormat, Mailbox, Memcached, OnKafkaDown, OnSet, Peer, Server, StartAt, Supervision, Telemetry, Tls,
 };
 pub use problem::{ConfigError, Place, Problem};
 

@@ -48,6 +48,28 @@ pub(super) fn port_of(text: &str) -> Option<u16> {
     if bare && digits { port.parse().ok() } else { None }
 }
 
+/// Where a front door listens: `host:port`, or `unix:` and a path.
+pub(super) fn is_door(text: &str) -> bool {
+    match text.strip_prefix("unix:") {
+        // What the system allows for a socket's path.
+        Some(path) => (1..108).contains(&path.len()) && !path.contains('\0'),
+        None => port_of(text).is_some(),
+    }
+}
+
+/// Whether only this machine can connect to a door.
+pub(super) fn is_local(door: &str) -> bool {
+    let host = match door.strip_prefix("unix:") {
+        Some(_) => return true,
+        None => door.rsplit_once(':').map_or(door, |(host, _)| host),
+    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost"
+        || bare
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
 /// The URL of a gRPC service, whose paths are not the configuration's.
 pub(super) fn is_url(text: &str) -> bool {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::codec::{Each, File, List, Maybe, OneLine, Properties, Sub};
 use super::names;
 use super::scalar::{
-    Address, Choice, Count, DeadLetterTemplate, DnsName, Label, Listen, Ratio, RetryTemplate, Size, Switch, Time,
-    Topic, Url, Words, choice,
+    Address, Choice, Count, DeadLetterTemplate, DnsName, Door, FillCommand, Label, Listen, Ratio, RetryTemplate, Size,
+    Switch, Time, Topic, Url, Words, choice,
 };
 use super::section::section;
 
@@ -49,6 +49,8 @@ section! {
         pub admin: Admin as Sub = Admin::default(),
         /// Logs and traces.
         pub telemetry: Telemetry as Sub = Telemetry::default(),
+        /// What clients may do at the front doors of the caches.
+        pub front_door: FrontDoor as Sub = FrontDoor::default(),
         /// The bounds of each flow.
         pub flow: Flow as Sub = Flow::default(),
         /// When a batch leaves.
@@ -123,6 +125,44 @@ section! {
         /// Larger values, in bytes, are removed at the peers instead of sent. Default: `"1MiB"`, memcached's own limit
         /// for an item.
         pub max_value_bytes: usize as Size = MIB,
+        /// Where the front door of this cache listens: any memcached client that connects there writes the servers above, and
+        /// what it writes is replicated. `host:port`, or `unix:` and a path. Left out: there is none.
+        pub listen: Option<String> as Maybe<Door> = None,
+        /// The same for clients that only fill the cache, from a database: where a cache has `on_set = "invalidate"`, no
+        /// peer's copy is removed for what is written here.
+        pub listen_fills: Option<String> as Maybe<Door> = None,
+        /// Commands that only fill the cache at `listen` too, such as `["add"]`; `add` is also `ms` with the mode `E`.
+        /// Default: none.
+        pub fill_commands: Vec<String> as List<FillCommand> = Vec::new(),
+        /// Whether these clients speak TLS, to the certificate of `[tls]`. Default: `"off"`.
+        pub listen_tls: DoorTls as Choice = DoorTls::Off,
+    }
+}
+
+impl Config {
+    /// Whether a cache has a front door.
+    pub fn has_front_door(&self) -> bool {
+        let has = |cache: &Cache| cache.listen.is_some() || cache.listen_fills.is_some();
+        self.caches.iter().any(has)
+    }
+}
+
+impl Cache {
+    /// Whether this command only fills the cache, by [`Cache::fill_commands`].
+    pub fn fills(&self, command: &str) -> bool {
+        self.fill_commands.iter().any(|fills| fills == command)
+    }
+}
+
+choice! {
+    /// Whether the clients of a front door speak TLS.
+    pub enum DoorTls {
+        /// They do not.
+        Off = "off",
+        /// They do, and need no certificate.
+        Server = "server",
+        /// They do, with a certificate of the CA in `[tls]`.
+        Mutual = "mutual",
     }
 }
 
@@ -245,6 +285,63 @@ choice! {
         Text = "text",
         /// One JSON object a line.
         Json = "json",
+    }
+}
+
+section! {
+    /// What clients may do at the front doors of the caches (`listen` of a `[[cache]]`), and how sure their events are.
+    #[derive(Debug)]
+    pub struct FrontDoor {
+        /// When a client is told that its write is done: when the event waits to be sent to Kafka, or when Kafka has it. In the
+        /// first case a crash of this process loses the events of the last milliseconds. Default: `"queued"`.
+        pub event_ack: EventAck as Choice = EventAck::Queued,
+        /// What happens to writes while Kafka takes no events. Default: `"serve"`.
+        pub on_kafka_down: OnKafkaDown as Choice = OnKafkaDown::Serve,
+        /// How long Kafka may take to acknowledge an event, before its key is remembered instead. Longer than a partition
+        /// needs to find a new leader. Default: `"5s"`.
+        pub event_timeout: Duration as Time<100> = seconds(5),
+        /// Events that wait to be acknowledged. Default: `100000`.
+        pub max_queued_events: usize as Count<1> = 100_000,
+        /// Keys that are remembered because Kafka did not take their events; the events of more are lost, counted and said.
+        /// Default: `1000000`, about 100 MB.
+        pub max_unsent_keys: usize as Count<1> = 1_000_000,
+        /// Threads that serve clients; each has connections of its own to the servers. Default: `1`.
+        pub threads: usize as Count<1, 256> = 1,
+        /// Clients at once, of all caches. Default: `10000`.
+        pub max_connections: usize as Count<1> = 10_000,
+        /// Commands of one client that are not answered yet; of more it is not read. Default: `1024`.
+        pub max_pipelined: u32 as Count<1> = 1024,
+        /// Bytes held for all clients: commands under way, and answers that they have not read. Default: `"256MiB"`.
+        pub max_buffered_bytes: usize as Size = 256 * MIB,
+        /// A client from which nothing comes for so long is disconnected; `"0s"`: none is. Default: `"0s"`, as memcached.
+        pub idle_timeout: Duration as Time<0> = Duration::ZERO,
+        /// Lets front doors listen without TLS where others than this machine can connect. Default: `false`.
+        pub allow_plaintext: bool as Switch = false,
+        /// The part, from 0 to 1, of writes whose trace begins at the front door. Default: `0.0`: it begins at the relay, with
+        /// `telemetry.trace_ratio`.
+        pub trace_ratio: f64 as Ratio = 0.0,
+        /// A meta command whose opaque begins with this is traced. Left out: none is for that.
+        pub trace_opaque: Option<String> as Maybe<Words> = None,
+    }
+}
+
+choice! {
+    /// When a client of a front door is told that its write is done.
+    pub enum EventAck {
+        /// When its event is in the queue to Kafka.
+        Queued = "queued",
+        /// When Kafka has acknowledged its event.
+        Acked = "acked",
+    }
+}
+
+choice! {
+    /// What happens to a front door's writes while Kafka takes no events.
+    pub enum OnKafkaDown {
+        /// They succeed; their keys are remembered, and produced when Kafka is back.
+        Serve = "serve",
+        /// They fail with `SERVER_ERROR`.
+        Refuse = "refuse",
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::names;
-use super::options::{Cache, Config, Peer};
+use super::options::{Cache, Config, DoorTls, Peer};
 use super::problem::{Problem, near_miss};
 use super::section::{Reading, listed};
 
@@ -291,10 +291,46 @@ impl Rules<'_> {
     }
 
     fn listeners(&mut self) {
-        let Config { agent, admin, .. } = self.config;
+        let Config {
+            agent,
+            admin,
+            caches,
+            front_door,
+            ..
+        } = self.config;
         if agent.listen == admin.listen && names::port_of(&agent.listen) != Some(0) {
             let what = "`admin.listen` and `agent.listen` are the same; write another port for one of them";
             self.refuse(&["admin.listen", "agent.listen"], what.to_owned());
+        }
+        let mut doors: Vec<(String, &str)> = Vec::new();
+        for (index, cache) in caches.iter().enumerate() {
+            for (key, listen) in [("listen", &cache.listen), ("listen_fills", &cache.listen_fills)] {
+                let Some(listen) = listen.as_deref() else { continue };
+                let path = format!("cache[{index}].{key}");
+                if !names::is_local(listen) && cache.listen_tls == DoorTls::Off && !front_door.allow_plaintext {
+                    let what = format!(
+                        "`{path}` is {listen:?}, where others than this machine can connect, and its clients speak no TLS; \
+                         write `listen_tls = \"server\"`, a loopback address, or `front_door.allow_plaintext = true`"
+                    );
+                    self.refuse(&[&path], what);
+                }
+                if names::port_of(listen) != Some(0) {
+                    doors.push((path, listen));
+                }
+            }
+            let own = |door: &str| cache.servers.iter().any(|server| server.address == door);
+            if let Some(door) = cache.listen.as_deref().filter(|door| own(door)) {
+                let path = format!("cache[{index}].listen");
+                let what = format!("`{path}` is {door:?}, which is one of its servers; write another port");
+                self.refuse(&[&path], what);
+            }
+        }
+        doors.push(("agent.listen".to_owned(), &agent.listen));
+        doors.push(("admin.listen".to_owned(), &admin.listen));
+        let ours = |(path, _): &(String, &str)| path.starts_with("cache");
+        if doors.iter().any(ours) {
+            let fixed = doors.into_iter().filter(|(_, door)| names::port_of(door) != Some(0));
+            self.unique(fixed, "write another port for one of them");
         }
     }
 }

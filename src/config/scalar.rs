@@ -328,6 +328,16 @@ text!(
     "a host and a port, like `\"127.0.0.1:7101\"` or `\"[::]:7101\"`"
 );
 text!(
+    /// Where a front door listens; port 0 takes a free one.
+    Door, names::is_door, "^(unix:.+|(\\[[0-9A-Fa-f:.%a-z]+\\]|[^\\s:/\\[\\]]+):[0-9]{1,5})$",
+    "a host and a port, like `\"127.0.0.1:11311\"`, or a socket's path, like `\"unix:/run/evrepl/sessions.sock\"`"
+);
+text!(
+    /// A command that may only fill a cache.
+    FillCommand, |text: &str| ["set", "add", "replace", "cas", "ms"].contains(&text), "^(set|add|replace|cas|ms)$",
+    "a command: `\"set\"`, `\"add\"`, `\"replace\"`, `\"cas\"` or `\"ms\"`"
+);
+text!(
     /// An OTLP/gRPC receiver.
     Url, names::is_url, "^https?://[^\\s/]+/?$",
     "the URL of an OTLP/gRPC receiver without a path, like `\"http://127.0.0.1:4317\"`"

@@ -283,7 +283,8 @@ impl Connection {
     }
 }
 
-async fn dial(address: &str) -> io::Result<TcpStream> {
+/// A connection that notices when the other host is gone.
+pub(crate) async fn dial(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(ErrorKind::NotFound, "name has no address");
     for resolved in lookup_host(address).await? {
         match TcpStream::connect(resolved).await {

@@ -3,7 +3,8 @@
 //! - [`Connection`]: the data path. One TCP connection, one pipelined batch of meta commands at a time, one result per
 //!   key. It is our own because a batch must survive an error line for one key, must read while it writes, and must
 //!   not allocate per key; `memcache::exp` does none of these.
-//! - [`SimpleClient`]: `memcache::exp` with our ring, one key per call, for the Writer and the command line.
+//! - [`PooledClient`]: few such connections for many callers, one key per call, for the Writer.
+//! - [`SimpleClient`]: `memcache::exp` with our ring, one key per call, for canaries and tools.
 //!
 //! The pure codec is in `codec`, the socket in `connection`. Facts named *measured* come from memcached 1.6.18.
 
@@ -13,6 +14,7 @@ pub mod bench;
 mod codec;
 mod connection;
 mod outbox;
+mod pool;
 mod simple;
 #[cfg(test)]
 mod test_server;
@@ -27,6 +29,8 @@ use bytes::Bytes;
 
 pub use codec::{MAX_BINARY_KEY_BYTES, MAX_KEY_BYTES, key_problem};
 pub use connection::Connection;
+pub(crate) use connection::dial;
+pub use pool::PooledClient;
 pub use simple::SimpleClient;
 pub use writes::{SharedOp, Write, WriteOp, Writes};
 
@@ -154,22 +158,22 @@ pub enum MemcachedError {
         /// The server's address as configured.
         address: String,
     },
-    /// Only [`SimpleClient`]: the answer did not come in time, and the write may have run or may yet run.
+    /// Only [`SimpleClient`] and [`PooledClient`]: the answer did not come in time, and the write may have run or may yet run.
     #[error("outcome of a write to memcached is unknown: {detail}")]
     OutcomeUnknown {
         /// What happened instead of the answer.
         detail: String,
     },
-    /// Only [`SimpleClient`]: not done, the server could not be asked.
+    /// Only [`SimpleClient`] and [`PooledClient`]: not done, the server could not be asked.
     #[error("memcached could not be asked: {detail}")]
     Unavailable {
         /// What stood in the way.
         detail: String,
     },
-    /// Only [`SimpleClient`]: the server takes no item of this size; the key's old item is gone.
+    /// Only [`SimpleClient`] and [`PooledClient`]: the server takes no item of this size; the key's old item is gone.
     #[error("value is too large for memcached")]
     TooLarge,
-    /// Only [`SimpleClient`]: memcached's words, or why the key is no key.
+    /// Only [`SimpleClient`] and [`PooledClient`]: memcached's words, or why the key is no key.
     #[error("memcached refused: {reason}")]
     Refused {
         /// The reason.

@@ -99,7 +99,7 @@ const BYTE_BOUNDS: &[f64] = &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0,
 const RATIO_BOUNDS: &[f64] = &[1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 25.0, 100.0];
 
 /// Kinds of actor that can stall or be restarted, for their zeros.
-const ACTORS: [&str; 9] = [
+const ACTORS: [&str; 12] = [
     "partition_consumer",
     "cache_reader",
     "batch_coalescer",
@@ -109,6 +109,9 @@ const ACTORS: [&str; 9] = [
     "cache_writer",
     "flow_supervisor",
     "poll_thread",
+    "front_door_listener",
+    "front_door_session",
+    "front_door_upstream",
 ];
 
 /// Why a key is looked at again.
@@ -487,6 +490,127 @@ pub static METRICS: &[&Metric] = &[
         |seen, say| {
             let items = &seen.status.agent.items;
             items.iter().for_each(|(name, count)| say(*count, &[text("status", name)]));
+        },
+    ),
+
+    // The front door.
+    &gauge(
+        "evrepl_front_door_connections", "{connection}", &["cache"],
+        "Clients at the front door",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.connections, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_connections_total", "{connection}", &["cache"],
+        "Clients that have come to the front door",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.accepted, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_commands_total", "{command}", &["cache", "command"],
+        "Commands of clients at the front door, by their name in text",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                for (command, count) in &door.commands {
+                    say(*count, &[text("cache", &door.cache), text("command", command)]);
+                }
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_events_total", "{event}", &["cache"],
+        "Events of writes that memcached said have happened",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.events, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_events_acknowledged_total", "{event}", &["cache"],
+        "Events of the front door that Kafka has acknowledged",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.acknowledged, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_events_remembered_total", "{event}", &["cache"],
+        "Events of the front door that Kafka did not take, and whose keys were remembered to be produced later",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.remembered, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_events_lost_total", "{event}", &["cache"],
+        "Events of the front door that were neither produced nor remembered: peers do not hear of these writes",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.lost, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_flushes_total", "{command}", &["cache"],
+        "`flush_all` at the front door, of which peers do not hear",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.flushes, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_unreachable_total", "{command}", &["cache"],
+        "Commands that failed because a memcached server could not be reached or did not answer in time",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.unreachable, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &counter(
+        "evrepl_front_door_refused_total", "{command}", &["cache"],
+        "Writes refused because Kafka takes no events, with `on_kafka_down = \"refuse\"`",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.refused, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
+    &gauge(
+        "evrepl_front_door_events_queued", "{event}", &[],
+        "Events of all front doors that wait for Kafka's acknowledgement",
+        |seen, say| {
+            if let Some(door) = seen.status.front_doors.first() {
+                say(door.queued_events, &[]);
+            }
+        },
+    ),
+    &gauge(
+        "evrepl_front_door_keys_unsent", "{key}", &[],
+        "Keys of all front doors whose events Kafka did not take, and that are remembered",
+        |seen, say| {
+            if let Some(door) = seen.status.front_doors.first() {
+                say(door.unsent_keys, &[]);
+            }
+        },
+    ),
+    &gauge(
+        "evrepl_front_door_kafka_away", "{state}", &[],
+        "1 while Kafka acknowledges no events of the front doors",
+        |seen, say| {
+            if let Some(door) = seen.status.front_doors.first() {
+                say(door.kafka_away.into(), &[]);
+            }
         },
     ),
 

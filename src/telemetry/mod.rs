@@ -62,7 +62,7 @@ pub use log_level::LogLevelError;
 pub use rate_limit::RateLimit;
 pub use sampler::Sampler;
 pub use tap::{PassedEvent, Taps};
-pub use traces::{AnsweredItem, KeptFor, TraceOptions, TracedBatch, TracedEvent, Traces};
+pub use traces::{AnsweredItem, DoorWrite, KeptFor, TraceOptions, TracedBatch, TracedEvent, Traces};
 pub use write_trace::{Exported, WriteTrace};
 
 /// What is logged, in `tracing-subscriber`'s filter language: `info`, `evrepl=debug,rdkafka=warn`.

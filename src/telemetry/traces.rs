@@ -112,6 +112,24 @@ pub struct AnsweredItem<'a> {
     pub answer: &'static str,
 }
 
+/// A write at the front door, with which a trace begins.
+pub struct DoorWrite<'a> {
+    /// The trace, and the span that the event names as its parent.
+    pub context: TraceContext,
+    /// The cache's name.
+    pub cache: &'a str,
+    /// Its topic.
+    pub topic: &'a str,
+    /// `host:port` of its memcached server.
+    pub server: &'a str,
+    /// The key.
+    pub key: &'a [u8],
+    /// The event's op.
+    pub op: &'static str,
+    /// When the command was there, and when memcached had answered it.
+    pub times: [Instant; 2],
+}
+
 /// A batch with items whose traces are sampled.
 pub struct TracedBatch<'a> {
     /// `us-east-1->eu-west-1`.
@@ -389,6 +407,45 @@ impl Traces {
         };
         let peer = vec![KeyValue::new(general::PEER, item.peer.to_owned())];
         self.agent_spans(&about, times, item.called.is_some(), peer, queue);
+    }
+
+    /// The front door has made an event of a traced write: makes its spans.
+    pub fn written(&self, write: &DoorWrite<'_>) {
+        let Some(queue) = &self.queue else { return };
+        let clocks = BothClocks::now();
+        let [received, answered] = write.times.map(|at| clocks.wall(at));
+        let attributes = vec![
+            KeyValue::new(own::STAGE, "front_door"),
+            KeyValue::new(own::CACHE, write.cache.to_owned()),
+            KeyValue::new(own::OP, write.op),
+            KeyValue::new(messaging::SYSTEM, "kafka"),
+            KeyValue::new(messaging::DESTINATION, write.topic.to_owned()),
+            KeyValue::new(messaging::OPERATION_TYPE, "send"),
+        ];
+        let root = SpanDraft {
+            trace_id: write.context.trace_id,
+            id: write.context.span_id,
+            parent: None,
+            remote_parent: false,
+            name: format!("{} {}", write.op, write.cache).into(),
+            kind: SpanKind::Producer,
+            times: (received, clocks.wall(Instant::now())),
+            attributes: attributes.into_iter().chain(self.key(write.key)).collect(),
+            status: Status::Unset,
+        };
+        queue.give(root.span(&self.scope));
+        let call = SpanDraft {
+            trace_id: write.context.trace_id,
+            id: random_id(),
+            parent: Some(write.context.span_id),
+            remote_parent: false,
+            name: write.op.into(),
+            kind: SpanKind::Client,
+            times: (received, answered),
+            attributes: memcached(write.cache, write.server, write.op).collect(),
+            status: Status::Unset,
+        };
+        queue.give(call.span(&self.scope));
     }
 
     fn agent_spans(

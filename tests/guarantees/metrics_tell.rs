@@ -317,6 +317,8 @@ fn otlp_carries_the_same_metrics_with_the_same_names_and_units() {
         .telemetry(&sink.endpoint(), 0.0)
         .extra("[canary]\ninterval = \"1s\"")
         .one_way()
+        .us(|us| us.cache(CacheSpec::new("sessions").front_door()))
+        .eu(|eu| eu.cache(CacheSpec::new("sessions")))
         .start();
     let mut writer = pair.us.writer("sessions");
     writer.set_all((0..200).map(|n| (format!("key:{n}"), "value")));

@@ -336,3 +336,62 @@ fn a_cache_that_is_new_in_the_configuration_is_served_after_a_restart() {
     assert_same(&[&after, &eu], "sessions", &["key"]);
     sampler.finish();
 }
+
+#[test]
+fn the_programs_of_the_page_about_events_are_right_as_they_stand_there() {
+    let _gate = shared();
+    let pair = TwoRegionsSpec::new().one_way().start();
+    let cache = pair.us.cache("sessions");
+    let programs = target().join("clients");
+    let (java, kafka) = (programs.join("java"), target().join("kafka/libs"));
+    let classes = format!(
+        "{}:{}/*:{}/*",
+        programs.join("events/java").display(),
+        java.display(),
+        kafka.display()
+    );
+    let path = |name: &str| programs.join(name).display().to_string();
+    let commands = [
+        ("shell", vec!["bash".to_owned(), path("events/write.sh")]),
+        (
+            "python",
+            vec![
+                target().join("venv/bin/python").display().to_string(),
+                path("events/write.py"),
+            ],
+        ),
+        (
+            "java",
+            vec!["java".to_owned(), "-cp".to_owned(), classes, "WriteEvent".to_owned()],
+        ),
+        ("go", vec![path("events/write-go")]),
+    ];
+    let mut keys = Vec::new();
+    for (language, command) in commands {
+        let key = format!("written-in:{language}");
+        let output = Command::new(&command[0])
+            .args(&command[1..])
+            .args([
+                &cache.memcached(0).address(),
+                pair.us.kafka().address(),
+                &cache.topic,
+                &key,
+                "hello w\u{f6}rld",
+            ])
+            .output()
+            .unwrap_or_else(|error| panic!("{language} (`make client-programs python`?): {error}"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{language}: {errors}");
+        keys.push(key);
+    }
+    let consumed = keys.len() as u64;
+    wait_until("they are there", Duration::from_secs(60), || {
+        pair.us.flow(EU).consumed == consumed
+    });
+    settle(&pair.both());
+    assert_same(&pair.both(), "sessions", &keys);
+    for key in &keys {
+        let found = pair.eu.cache("sessions").client().get(key.as_bytes()).unwrap();
+        assert!(found.is_some(), "{key} is not there");
+    }
+}

@@ -25,6 +25,7 @@ Without --scenario or a preset, every scenario is run once, the long one for a m
   --goals    the rows of the goals, five runs of 30 seconds each (a ramp takes two minutes): about 75 minutes
   --growth   the points of all curves, three runs each: about 45 minutes
   --long     the long run, 10 minutes: about 11 minutes
+  --door     the front door against a memcached: about 2 minutes, and nothing else
 Presets may be combined with each other and with --scenario.";
 
 /// Runs load scenarios through evrepl processes, a real Apache Kafka and memcacheds on this machine; prints a table and
@@ -46,6 +47,10 @@ pub struct Arguments {
     /// Runs the long run.
     #[arg(long)]
     pub long: bool,
+    /// Runs nothing but the front door's cases, each through evrepl and directly against memcached, in turn: 2 minutes a run of
+    /// 5 seconds each.
+    #[arg(long)]
+    pub door: bool,
     /// How often each scenario is run; the table shows medians [default: 1, and what the presets say]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: Option<u32>,
@@ -173,6 +178,20 @@ impl Arguments {
         }
         planned.sort_by_key(|one| one.scenario.half_of.is_some());
         Ok(planned)
+    }
+
+    /// The settings of all evrepl processes: path and literal.
+    ///
+    /// # Errors
+    /// When one is no setting.
+    pub fn settings(&self) -> Result<Vec<(String, String)>, String> {
+        let each = self.settings.iter().map(|setting| {
+            let (path, literal) = setting
+                .split_once('=')
+                .ok_or(format!("{setting:?} is no PATH=LITERAL"))?;
+            Ok((path.to_owned(), literal.to_owned()))
+        });
+        each.collect()
     }
 
     fn changed(&self, mut scenario: Scenario) -> Result<Scenario, String> {

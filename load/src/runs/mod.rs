@@ -4,7 +4,7 @@
 //! [`trial`] starts the processes of a [`world`], lets a [`drain`] happen, an [`open`] loop or a [`climb`] to the highest rate
 //! ([`search`], [`lag`]), counts [`costs`] and compares every key ([`verify`]). What was [`measured`] becomes medians and
 //! files in [`report`]. [`tools`] makes a [`table`] of files, says what they say of the [`goals`], [`compare`]s them, and draws
-//! [`curves`] ([`chart`]) or bars ([`plot`]).
+//! [`curves`] ([`chart`]) or bars ([`plot`]). [`door`] has the figures of the front door.
 
 pub mod arguments;
 pub mod chart;
@@ -12,6 +12,7 @@ pub mod climb;
 pub mod compare;
 pub mod costs;
 pub mod curves;
+pub mod door;
 pub mod drain;
 pub mod files;
 pub mod generate;

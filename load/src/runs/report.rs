@@ -85,7 +85,8 @@ impl Report {
     }
 }
 
-fn now() -> String {
+/// The time, as files are named by it.
+pub fn now() -> String {
     let at = OffsetDateTime::now_utc();
     format!(
         "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
@@ -108,7 +109,7 @@ pub fn load_average() -> f64 {
 }
 
 /// What the figures depend on.
-fn machine() -> Value {
+pub fn machine() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let line = |text: &str, name: &str| {
         let found = text.lines().find_map(|line| line.strip_prefix(name));

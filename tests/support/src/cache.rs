@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::memcached::{Memcached, MetaClient, Put, Ring, Value};
+use crate::place::free_port;
 use crate::proxy::FaultProxy;
 
 /// What a test wants of a cache.
@@ -77,6 +78,14 @@ impl CacheSpec {
     }
 }
 
+impl CacheSpec {
+    /// With a front door on a port of 127.0.0.1; [`Cache::front_door`] says where.
+    pub fn front_door(self) -> CacheSpec {
+        let listen = format!("\"127.0.0.1:{}\"", free_port());
+        self.option("listen", &listen)
+    }
+}
+
 /// One memcached of a cache.
 #[derive(Debug)]
 pub struct Server {
@@ -108,6 +117,16 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Where its front door listens.
+    ///
+    /// # Panics
+    /// When the spec asked for none.
+    pub fn front_door(&self) -> String {
+        let listen = self.options.iter().find(|(key, _)| key == "listen");
+        let (_, listen) = listen.expect("a cache with a front door");
+        listen.trim_matches('"').to_owned()
+    }
+
     pub(crate) fn start(spec: CacheSpec, topic: String) -> Cache {
         let memcacheds = if spec.given.is_empty() {
             let arguments: Vec<&str> = spec.arguments.iter().map(String::as_str).collect();
