@@ -337,6 +337,13 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_to_something_else_is_known() {
+        assert!(is_plausible(b"END\r\n", Verb::Get) && is_plausible(b"SERVER_ERROR x\r\n", Verb::Get));
+        assert!(!is_plausible(b"STORED\r\n", Verb::Get) && !is_plausible(b"END\r\n", Verb::Set));
+        assert!(!is_plausible(b"HD\r\n", Verb::Delete) && !is_plausible(b"7\r\n", Verb::Touch));
+    }
+
+    #[test]
     fn what_happened_and_what_is_shown() {
         let judged = |answer: &[u8], verb, hush| {
             let verdict = judge(answer, verb, hush, Piece::Whole, true, Silence::default());

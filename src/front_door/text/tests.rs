@@ -153,6 +153,38 @@ fn a_line_ends_for_memcached_where_a_nul_stands() {
 }
 
 #[test]
+fn what_is_not_as_clients_write_it_is_known_as_odd() {
+    for usual in [
+        "set k 0 0 1\r\nx\r\n",
+        "cas k 0 -1 1 7 noreply\r\nx\r\n",
+        "get a b\r\n",
+        "ms k 1 T0 q\r\nx\r\n",
+        "mg k v q\r\n",
+        "delete k noreply\r\n",
+        "incr k 1\n",
+    ] {
+        assert!(!forward(usual).odd, "{usual:?}");
+    }
+    for odd in [
+        "set k 0 0 1 0\r\nx\r\n",
+        "set k 0 0 +1\r\nx\r\n",
+        "set k 0 0 1\r\nxyz",
+        "ms k 1\r\nxyz",
+        "ms k +1\r\nx\r\n",
+        "md k q q\r\n",
+        "get a\0b\r\n",
+        "get a\tb\r\n",
+        "flush_all\r\n",
+    ] {
+        assert!(forward(odd).odd, "{odd:?}");
+    }
+    // Twice, it is wrong, and nobody is told; but a key may have this name.
+    assert_eq!(answered(b"touch k noreply noreply\r\n").1, "");
+    assert_eq!(answered(b"flush_all noreply noreply\r\n").1, "");
+    assert_eq!(forward("delete noreply noreply\r\n").hush, Hush::Everything);
+}
+
+#[test]
 fn only_a_list_of_keys_may_be_long() {
     let many = "get ".to_owned() + &"key ".repeat(1000);
     assert_eq!(parse(many.as_bytes(), LIMITS), Parsed::Incomplete { missing: 1 });

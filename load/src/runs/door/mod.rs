@@ -145,7 +145,7 @@ impl World {
             through: if door { "front door" } else { "memcached" }.to_owned(),
             memcached: per(used[0].cpu_seconds),
             evrepl: per(used[1].cpu_seconds),
-            producer: per(used[1].of_threads("rdk:")),
+            producer: per(used[1].of_threads("rdk:") + used[1].of_threads("producer poll")),
             broker: per(used[2].cpu_seconds),
             client: per(client.cpu_seconds),
             seen,
