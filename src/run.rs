@@ -273,6 +273,7 @@ fn front_door(
         .caches
         .iter()
         .map(|cache| cache.servers.iter().map(|_| Arc::default()).collect());
+    raise_open_files(config.front_door.max_connections);
     let announcer = Announcer::new(config)?;
     let shared = DoorShared::new(config.clone(), rings.to_vec(), announcer, instruments.clone());
     Ok(Some(DoorParts {
@@ -281,6 +282,30 @@ fn front_door(
         entries,
         views: views.collect(),
     }))
+}
+
+/// Files that are open besides the clients' connections: some for each peer, server and broker.
+const OTHER_FILES: u64 = 500;
+
+/// Lets this process have as many files open as it may: a client is one, and the usual limit is 1024.
+fn raise_open_files(clients: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    // Where it cannot be raised it stays as it is.
+    let _ = setrlimit(Resource::Nofile, raised);
+    if let Some(files) = getrlimit(Resource::Nofile).current
+        && files < clients as u64 + OTHER_FILES
+    {
+        tracing::warn!(
+            files,
+            clients,
+            "fewer files may be open than front_door.max_connections needs; raise the limit (ulimit -n, LimitNOFILE=)"
+        );
+    }
 }
 
 /// A socket in the file system. One that a process left behind is removed; one that somebody listens on is not.
