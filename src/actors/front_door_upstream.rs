@@ -507,6 +507,8 @@ impl FrontDoorUpstream {
 
     /// Answers everything that is under way with an error. `sent`: it may have reached the server.
     fn fail_all(&mut self, why: &str, sent: bool) {
+        // What is answered with an error must not be sent to the next connection.
+        self.out.clear();
         let reason = format!("memcached at {} {why}", self.address);
         for open in std::mem::take(&mut self.open) {
             let Forward {

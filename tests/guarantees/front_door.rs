@@ -289,8 +289,23 @@ fn a_memcached_that_dies_is_an_error_and_back_when_it_is_and_the_others_go_on() 
     cache.servers[0].memcached.kill();
     let said = client.set(&dead, "2");
     assert!(said.starts_with("SERVER_ERROR memcached at 127.0.0.1:"), "{said}");
+    // At once, while nobody dials.
+    for _ in 0..20 {
+        let said = client.set(&dead, "never");
+        assert!(said.starts_with("SERVER_ERROR memcached at 127.0.0.1:"), "{said}");
+    }
     assert_eq!(client.set(&well, "2"), "STORED");
     cache.servers[0].memcached.restart();
+    wait_until("the server is asked again", LIMIT, || {
+        client.send(format!("get {dead}\r\n"));
+        let said = client.line();
+        assert!(
+            !said.starts_with("VALUE"),
+            "a write that was an error has run: {said} {}",
+            client.line()
+        );
+        said == "END"
+    });
     wait_until("the server is used again", LIMIT, || client.set(&dead, "3") == "STORED");
     settled(&pair);
     assert_same(&pair.both(), SESSIONS, &[dead, well]);
