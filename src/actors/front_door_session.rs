@@ -474,6 +474,16 @@ impl FrontDoorSession {
         }
     }
 
+    /// The server of a key as a text client sends it; without a key, the first one.
+    fn server_of_text(&self, key: &[u8], base64: bool) -> usize {
+        match (key.is_empty(), base64) {
+            (true, _) => 0,
+            (false, false) => self.server_of(key),
+            // As memcached sees it.
+            (false, true) => STANDARD.decode(key).map_or(0, |key| self.server_of(&key)),
+        }
+    }
+
     /// Takes one command of a text client; gives the bytes that it takes, or nothing if it is not whole.
     fn take_text(&mut self, data: &Bytes, at: usize, building: &mut [Building]) -> Option<usize> {
         let limits = TextLimits {
@@ -544,12 +554,7 @@ impl FrontDoorSession {
     ) {
         let bytes = &data[at..];
         let key = command.key.of_bytes(bytes);
-        let server = match (key.is_empty(), command.base64) {
-            (true, _) => 0,
-            (false, false) => self.server_of(key),
-            // As memcached sees it.
-            (false, true) => STANDARD.decode(key).map_or(0, |key| self.server_of(&key)),
-        };
+        let server = self.server_of_text(key, command.base64);
         let together = self.order.ask(server as u32);
         let mut expect = self.expect(command, Piece::Whole, together);
         // Whether a counter was made cannot be told from the answer: with both flags memcached itself decides what it says.
@@ -675,10 +680,7 @@ impl FrontDoorSession {
                 true => (Verb::MetaDelete, [b"md ", key, b" b\r\n"].concat()),
                 false => (Verb::Delete, [b"delete ", key, b"\r\n"].concat()),
             };
-            let server = match command.base64 {
-                true => STANDARD.decode(key).map_or(0, |key| self.server_of(&key)),
-                false => self.server_of(key),
-            };
+            let server = self.server_of_text(key, command.base64);
             let together = self.order.ask(server as u32);
             let building = &mut building[server];
             let expect = Expect {
@@ -741,7 +743,7 @@ impl FrontDoorSession {
             key: Span::default(),
             ttl: command.ttl,
         };
-        let writes = binary_writes(command.opcode);
+        let writes = command.opcode.writes();
         if writes && self.refuses() {
             self.order.answer(failure(&expect, KAFKA_AWAY));
             return Some(command.length);
@@ -823,13 +825,6 @@ fn piece(n: usize, count: usize) -> Piece {
         (_, true) => Piece::Last,
         (_, false) => Piece::More,
     }
-}
-
-fn binary_writes(opcode: Opcode) -> bool {
-    !matches!(
-        opcode,
-        Opcode::Get | Opcode::GetKey | Opcode::Flush | Opcode::Version | Opcode::Stat
-    )
 }
 
 /// What a binary operation counts as.

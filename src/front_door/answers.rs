@@ -269,10 +269,6 @@ pub fn is_plausible(answer: &[u8], verb: Verb) -> bool {
 /// What an answer to one binary command says.
 pub fn judge_binary(answer: &[u8], opcode: Opcode, quiet: bool, piece: Piece) -> Verdict {
     let status = binary::status(answer);
-    let writes = !matches!(
-        opcode,
-        Opcode::Get | Opcode::GetKey | Opcode::Flush | Opcode::Version | Opcode::Stat
-    );
     let dropped = opcode == Opcode::Set && matches!(status, binary::TOO_LARGE | binary::NO_MEMORY);
     let usual = if opcode.reads() { binary::NOT_FOUND } else { binary::OK };
     let good = status == binary::OK;
@@ -282,7 +278,7 @@ pub fn judge_binary(answer: &[u8], opcode: Opcode, quiet: bool, piece: Piece) ->
             (_, Piece::More) if good => 0,
             _ => answer.len(),
         },
-        changed: (writes && good) || dropped,
+        changed: (opcode.writes() && good) || dropped,
         failed: piece != Piece::Whole && !good,
     }
 }

@@ -117,6 +117,14 @@ impl Opcode {
         }
     }
 
+    /// Whether it may change what memcached holds of its key, so that there may be an event.
+    pub const fn writes(self) -> bool {
+        !matches!(
+            self,
+            Opcode::Get | Opcode::GetKey | Opcode::Flush | Opcode::Version | Opcode::Stat
+        )
+    }
+
     /// Whether it reads a value: its quiet form is silent about a miss, the others' about a success.
     pub const fn reads(self) -> bool {
         matches!(

@@ -225,8 +225,6 @@ pub struct Command {
     pub ttl: Option<u32>,
     /// The token `O` of a meta command, without its letter.
     pub opaque: Span,
-    /// It only marks an item as stale (`md` with `I`).
-    pub marks_stale: bool,
     /// A meta command that gives the item a new expiry.
     pub touches: bool,
     /// A meta command that makes the item if there is none (`N`).
@@ -458,7 +456,6 @@ pub fn parse(bytes: &[u8], limits: TextLimits) -> Parsed {
         hush: Hush::Nothing,
         ttl: None,
         opaque: Span::default(),
-        marks_stale: false,
         touches: false,
         creates: false,
         adds: false,
@@ -725,7 +722,6 @@ fn flags(line: &[u8], words: &Words, first: usize, command: &mut Command) {
             }
             b'N' => command.creates = true,
             b'M' => command.adds = &word[1..] == b"E",
-            b'I' => command.marks_stale = true,
             b'O' => {
                 let span = words.span(n);
                 command.opaque = Span {
