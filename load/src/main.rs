@@ -92,7 +92,15 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         let folder = results(&arguments.out);
         println!(
             "{}",
-            door::run(&broker, &stop, None, &settings, (runs, seconds), &folder)?
+            door::run(
+                &broker,
+                &stop,
+                None,
+                &settings,
+                (runs, seconds),
+                (&arguments.scenarios, !arguments.cold),
+                &folder
+            )?
         );
         return Ok(true);
     }

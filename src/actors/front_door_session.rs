@@ -36,7 +36,7 @@ use crate::front_door::{Charge, DoorShared, Place};
 use crate::telemetry::event_trace::random_id;
 use crate::telemetry::{RateLimit, Sampler};
 
-use super::front_door_upstream::{Acknowledged, Answers, Expect, Forward, FrontDoorUpstream, failure};
+use super::front_door_upstream::{Acknowledged, Answers, Expect, Forward, FrontDoorUpstream, Sent, failure};
 
 /// Bytes asked of the socket at once.
 const READ_BYTES: usize = 64 << 10;
@@ -169,7 +169,7 @@ pub struct FrontDoorSession {
 /// Commands for one server, from one read.
 #[derive(Default)]
 struct Building {
-    parts: Vec<Bytes>,
+    parts: Vec<Sent>,
     asked: Vec<Expect>,
     keys: Vec<u8>,
     traces: Vec<(u32, TraceContext)>,
@@ -193,12 +193,25 @@ impl Building {
     fn own(&mut self, data: &Bytes, bytes: Vec<u8>) {
         self.close(data);
         self.bytes += bytes.len();
-        self.parts.push(bytes.into());
+        self.parts.push(Sent::Bytes(bytes.into()));
     }
 
     fn close(&mut self, data: &Bytes) {
         if let Some((start, end)) = self.run.take() {
-            self.parts.push(data.slice(start..end));
+            self.parts.push(Sent::Bytes(data.slice(start..end)));
+        }
+    }
+
+    /// Asks for one key with `get`, perhaps together with others.
+    fn get(&mut self, data: &Bytes, key: &[u8], mut expect: Expect) {
+        self.close(data);
+        self.bytes += key.len();
+        (expect.single, expect.key) = (true, self.key(key, false));
+        let at = self.asked.len() as u32;
+        self.asked.push(expect);
+        match self.parts.last_mut() {
+            Some(Sent::Gets(places)) if places.end == at => places.end += 1,
+            _ => self.parts.push(Sent::Gets(at..at + 1)),
         }
     }
 
@@ -212,7 +225,7 @@ impl Building {
         self.traces.push((self.asked.len() as u32, context));
     }
 
-    /// Takes a copy of a write's key.
+    /// Takes a copy of a key.
     fn key(&mut self, key: &[u8], base64: bool) -> Span {
         let at = self.keys.len();
         // One that is not base64 is refused by memcached.
@@ -538,6 +551,7 @@ impl FrontDoorSession {
             touches: command.touches,
             fill: self.fills(command.verb, command.adds),
             silent: false,
+            single: false,
             key: Span::default(),
             ttl: command.ttl,
         }
@@ -626,6 +640,13 @@ impl FrontDoorSession {
 
     fn text_list(&mut self, data: &Bytes, at: usize, command: &text::Command, building: &mut [Building]) {
         let bytes = &data[at..];
+        if command.gets_one() {
+            let key = command.key.of_bytes(bytes);
+            let server = self.server_of(key);
+            let together = self.order.ask(server as u32);
+            building[server].get(data, key, self.expect(command, Piece::Whole, together));
+            return;
+        }
         let waits = matches!(command.verb, Verb::Get | Verb::Gets);
         let gives = command.verb.writes();
         let one = building.len() == 1 && (waits || command.length <= text::MAX_LINE_BYTES);
@@ -740,6 +761,7 @@ impl FrontDoorSession {
             touches: false,
             fill: self.fills(verb, false),
             silent: false,
+            single: false,
             key: Span::default(),
             ttl: command.ttl,
         };

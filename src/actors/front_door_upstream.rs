@@ -11,6 +11,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,8 +30,10 @@ use crate::event::{Op, TraceContext};
 use crate::front_door::announcer::{AnnouncerHandle, Receipts, Said};
 use crate::front_door::answers::{self, Asked, Extent, Piece, Silence, Verdict};
 use crate::front_door::binary::{self, TEMPORARY_FAILURE};
+use crate::front_door::gets::{Gets, Got};
 use crate::front_door::order::{Held, Part, Receipt};
 use crate::front_door::out::{Out, SLICES};
+use crate::front_door::sorted::{Sorted, Told};
 use crate::front_door::text::{Hush, Span, Verb};
 use crate::front_door::{Charge, DoorShared, UpstreamState, UpstreamView};
 use crate::memcached;
@@ -45,6 +48,7 @@ const READ_BYTES: usize = 64 << 10;
 const READS: usize = 16;
 /// How often it is looked whether the server answers.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+const END: &[u8] = b"END\r\n";
 /// A server that is away.
 static AWAY: RateLimit = RateLimit::new();
 
@@ -71,7 +75,9 @@ pub struct Expect {
     pub fill: bool,
     /// It is not the client's own: its answer concerns nobody.
     pub silent: bool,
-    /// The key as memcached sees it, of a command that may write, in [`Forward::keys`].
+    /// A `get` of one key, which may travel with others ([`Sent::Gets`]).
+    pub single: bool,
+    /// The key as memcached sees it, of a command that may write and of a `single` one, in [`Forward::keys`].
     pub key: Span,
     /// The client's time to live.
     pub ttl: Option<u32>,
@@ -84,6 +90,15 @@ impl Expect {
     }
 }
 
+/// A part of what is sent.
+#[derive(Clone, Debug)]
+pub enum Sent {
+    /// These bytes.
+    Bytes(Bytes),
+    /// `get`s of one key each: those of [`Forward::asked`] at these places.
+    Gets(Range<u32>),
+}
+
 /// Commands of one client, in order.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -93,10 +108,10 @@ pub struct Forward {
     /// The number that this server has there.
     pub server: u32,
     /// What is sent.
-    pub parts: Vec<Bytes>,
+    pub parts: Vec<Sent>,
     /// What is expected.
     pub asked: Vec<Expect>,
-    /// The keys of writes.
+    /// The keys of writes, and of single `get`s.
     pub keys: Vec<u8>,
     /// Traces, by the place of their commands; most often none.
     pub traces: Vec<(u32, TraceContext)>,
@@ -147,14 +162,6 @@ impl Receipts for Letterbox {
     }
 }
 
-/// When a client is told what memcached has answered.
-enum Told {
-    AtOnce,
-    Later(Held),
-    /// It is told this.
-    Instead(Bytes),
-}
-
 /// An answer that waits for this many events.
 struct Waiting {
     session: Addr<FrontDoorSession>,
@@ -203,6 +210,9 @@ pub struct FrontDoorUpstream {
     silence: Silence,
     open: VecDeque<Open>,
     out: Out,
+    /// The `get`s of one key in `out` and on their way.
+    gets: Gets,
+    merges: bool,
     inbox: BytesMut,
     /// How much of the answer at the beginning of `inbox` is known to be there.
     seen: usize,
@@ -233,6 +243,8 @@ impl FrontDoorUpstream {
             silence: Silence::default(),
             open: VecDeque::new(),
             out: Out::default(),
+            gets: Gets::default(),
+            merges: config.front_door.merge_gets,
             inbox: BytesMut::new(),
             seen: 0,
             announcer: parts.shared.announcer.handle(),
@@ -317,6 +329,7 @@ impl FrontDoorUpstream {
         let Link::Open(stream) = &mut self.link else {
             return Ok(());
         };
+        self.gets.close(&mut self.out);
         while !self.out.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = self.out.slices(&mut slices);
@@ -358,8 +371,10 @@ impl FrontDoorUpstream {
             sorted.finish(open.forward.server, open.forward.session.clone());
         }
         // Also when the next one makes no sense.
-        let bytes = self.inbox.split_to(sorted.taken).freeze();
-        sorted.send(&bytes);
+        let bytes = self.inbox.split_to(sorted.taken()).freeze();
+        for (server, session, parts) in sorted.parts(&bytes) {
+            session.do_send(Answers { server, parts });
+        }
         // An inbox that was made for one large value is not kept.
         if self.inbox.is_empty() && self.inbox.capacity() > 4 * READ_BYTES {
             self.inbox = BytesMut::new();
@@ -367,38 +382,50 @@ impl FrontDoorUpstream {
         missing
     }
 
-    fn sort_answers(&mut self, sorted: &mut Sorted) -> Result<usize, String> {
+    fn sort_answers(&mut self, sorted: &mut Sorted<Addr<FrontDoorSession>>) -> Result<usize, String> {
         let now_ms = wall_ms().max(0) as u64;
-        while sorted.taken < self.inbox.len() {
+        while sorted.taken() < self.inbox.len() {
             let Some(open) = self.open.front() else {
                 return Err("it says what nobody has asked for".to_owned());
             };
-            let expect = open.forward.asked[open.answered];
-            let rest = &self.inbox[sorted.taken..];
-            let length = match answers::extent(rest, expect.asked.shape(expect.barrier), &mut self.seen)? {
-                Extent::Whole(length) => length,
-                Extent::Missing(missing) => return Ok(missing),
-            };
-            self.seen = 0;
-            let answer = &rest[..length];
-            if !belongs(answer, &expect) {
-                let said = String::from_utf8_lossy(&answer[..length.min(80)]);
-                return Err(format!("it answers {:?} to {:?}", said, expect.asked));
-            }
-            let verdict = judge(answer, &expect, self.silence);
-            let told = match verdict.changed {
-                true => self.announce(sorted.taken, length, &expect, now_ms),
-                false => Told::AtOnce,
-            };
-            if matches!(expect.asked, Asked::Binary(_)) {
-                self.inbox[sorted.taken + 1] = expect.sent;
+            let (expect, first) = (open.forward.asked[open.answered], open.answered == 0);
+            let rest = &self.inbox[sorted.taken()..];
+            if expect.single {
+                let together = expect.together && !first;
+                match self.gets.answer(expect.key.of_bytes(&open.forward.keys), rest)? {
+                    Got::Missing(missing) => return Ok(missing),
+                    Got::Value { value, end } => sorted.value(rest, value, end, together),
+                    Got::Nothing { end } => sorted.copied(&[], END, end, together),
+                    Got::Failed { line, last } => {
+                        sorted.copied(&rest[..line], &[], if last { line } else { 0 }, together);
+                    }
+                }
+            } else {
+                let length = match answers::extent(rest, expect.asked.shape(expect.barrier), &mut self.seen)? {
+                    Extent::Whole(length) => length,
+                    Extent::Missing(missing) => return Ok(missing),
+                };
+                self.seen = 0;
+                let answer = &rest[..length];
+                if !belongs(answer, &expect) {
+                    let said = String::from_utf8_lossy(&answer[..length.min(80)]);
+                    return Err(format!("it answers {:?} to {:?}", said, expect.asked));
+                }
+                let verdict = judge(answer, &expect, self.silence);
+                let told = match verdict.changed {
+                    true => self.announce(sorted.taken(), length, &expect, now_ms),
+                    false => Told::AtOnce,
+                };
+                if matches!(expect.asked, Asked::Binary(_)) {
+                    self.inbox[sorted.taken() + 1] = expect.sent;
+                }
+                sorted.add(length, verdict, expect.piece, told, expect.together && !first);
             }
             let Some(open) = self.open.front_mut() else { break };
-            let first = open.answered == 0;
             open.answered += 1;
-            let finished = open.answered == open.forward.asked.len();
-            sorted.add(length, &expect, verdict, told, first);
-            if finished && let Some(open) = self.open.pop_front() {
+            if open.answered == open.forward.asked.len()
+                && let Some(open) = self.open.pop_front()
+            {
                 sorted.finish(open.forward.server, open.forward.session);
             }
         }
@@ -493,6 +520,7 @@ impl FrontDoorUpstream {
         self.link = Link::Closed(Some(Instant::now() + wait));
         self.parts.view.set(UpstreamState::Away);
         self.out.clear();
+        self.gets.clear();
         self.inbox = BytesMut::new();
         self.seen = 0;
         self.settled_at = None;
@@ -509,6 +537,7 @@ impl FrontDoorUpstream {
     fn fail_all(&mut self, why: &str, sent: bool) {
         // What is answered with an error must not be sent to the next connection.
         self.out.clear();
+        self.gets.clear();
         let reason = format!("memcached at {} {why}", self.address);
         for open in std::mem::take(&mut self.open) {
             let Forward {
@@ -520,7 +549,7 @@ impl FrontDoorUpstream {
             } = open.forward;
             let mut parts = Vec::new();
             for expect in &asked[open.answered..] {
-                if sent && !expect.key.is_empty() {
+                if sent && !expect.single && !expect.key.is_empty() {
                     let named = expect.key.of_bytes(&keys);
                     match expect.asked {
                         Asked::Text(Verb::Gat | Verb::Gats) => self.unsettled.extend(
@@ -662,84 +691,6 @@ pub fn failure(expect: &Expect, reason: &str) -> Bytes {
     }
 }
 
-/// Answers on their way to sessions: ranges of the inbox until all of one read are known.
-#[derive(Default)]
-struct Sorted {
-    taken: usize,
-    parts: Vec<(std::ops::Range<usize>, Part)>,
-    /// Whether the last part may grow.
-    grows: bool,
-    sessions: Vec<(u32, Addr<FrontDoorSession>, usize)>,
-}
-
-impl Sorted {
-    fn add(&mut self, length: usize, expect: &Expect, verdict: Verdict, told: Told, first: bool) {
-        let shown = self.taken..self.taken + verdict.shown;
-        self.taken += length;
-        let plain = matches!(told, Told::AtOnce) && expect.piece == Piece::Whole;
-        if self.grows
-            && plain
-            && expect.together
-            && !first
-            && let Some((range, part)) = self.parts.last_mut()
-            && (range.end == shown.start || nothing(&shown) || nothing(range))
-        {
-            if nothing(range) {
-                *range = shown;
-            } else if !nothing(&shown) {
-                range.end = shown.end;
-            }
-            part.commands += 1;
-            return;
-        }
-        self.grows = plain;
-        let (bytes, held, shown) = match told {
-            Told::Instead(bytes) => (bytes, None, 0..0),
-            Told::Later(held) => (Bytes::new(), Some(held), shown),
-            Told::AtOnce => (Bytes::new(), None, shown),
-        };
-        let part = Part {
-            commands: 1,
-            bytes,
-            piece: expect.piece,
-            failed: verdict.failed,
-            held,
-        };
-        self.parts.push((shown, part));
-    }
-
-    /// What came since the last of these is this session's.
-    fn finish(&mut self, server: u32, session: Addr<FrontDoorSession>) {
-        self.grows = false;
-        let already = self.sessions.last().map_or(0, |(_, _, end)| *end);
-        if self.parts.len() > already {
-            self.sessions.push((server, session, self.parts.len()));
-        }
-    }
-
-    fn send(self, bytes: &Bytes) {
-        let mut parts = self.parts.into_iter();
-        let mut sent = 0;
-        for (server, session, end) in self.sessions {
-            let some = parts.by_ref().take(end - sent);
-            sent = end;
-            let parts = some
-                .map(|(range, mut part)| {
-                    if !nothing(&range) {
-                        part.bytes = bytes.slice(range);
-                    }
-                    part
-                })
-                .collect();
-            session.do_send(Answers { server, parts });
-        }
-    }
-}
-
-fn nothing(range: &std::ops::Range<usize>) -> bool {
-    range.start == range.end
-}
-
 /// The part of an actor that is polled with it.
 struct Turn;
 
@@ -773,8 +724,21 @@ impl Handler<Forward> for FrontDoorUpstream {
 
     fn handle(&mut self, mut forward: Forward, _: &mut Self::Context) {
         fail::fail_point!("front_door_upstream_forward");
-        for bytes in forward.parts.drain(..) {
-            self.out.push(bytes);
+        for part in std::mem::take(&mut forward.parts) {
+            match part {
+                Sent::Bytes(bytes) => {
+                    self.gets.close(&mut self.out);
+                    self.out.push(bytes);
+                }
+                Sent::Gets(places) => {
+                    for expect in &forward.asked[places.start as usize..places.end as usize] {
+                        self.gets.add(expect.key.of_bytes(&forward.keys), &mut self.out);
+                        if !self.merges {
+                            self.gets.close(&mut self.out);
+                        }
+                    }
+                }
+            }
         }
         self.open.push_back(Open {
             forward,

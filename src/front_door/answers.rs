@@ -160,15 +160,30 @@ fn value_length(line: &[u8], n: usize) -> Result<usize, String> {
         .ok_or_else(|| format!("no length in {:?}", String::from_utf8_lossy(line)))
 }
 
+/// The key, and how long the value is, if this line stands above one; without its newline.
+///
+/// # Errors
+/// When it does not say how long.
+pub fn value_line(line: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
+    let Some(rest) = line.strip_prefix(b"VALUE ") else {
+        return Ok(None);
+    };
+    let key = rest.split(|&byte| byte == b' ').next().unwrap_or_default();
+    Ok(Some((key, value_length(line, 3)?)))
+}
+
+/// Whether memcached refuses something with this line.
+pub fn is_error(line: &[u8]) -> bool {
+    [&b"ERROR"[..], b"CLIENT_ERROR", b"SERVER_ERROR"]
+        .iter()
+        .any(|start| line.starts_with(start))
+}
+
 /// The keys of the values in an answer to `gat`.
 pub fn keys_of_values(mut answer: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let newline = memchr(b'\n', answer)?;
-        let line = &answer[..newline];
-        if !line.starts_with(b"VALUE ") {
-            return None;
-        }
-        let (key, value) = (word(line, 1)?, value_length(line, 3).ok()?);
+        let (key, value) = value_line(&answer[..newline]).ok()??;
         answer = answer.get(newline + 1 + value + 2..)?;
         Some(key)
     })
@@ -263,7 +278,7 @@ pub fn is_plausible(answer: &[u8], verb: Verb) -> bool {
         Verb::Version => any(&[b"VERSION"]),
         Verb::FlushAll | Verb::Verbosity | Verb::Stats => true,
     };
-    fits || any(&[b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR"])
+    fits || is_error(answer)
 }
 
 /// What an answer to one binary command says.

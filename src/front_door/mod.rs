@@ -10,8 +10,10 @@ pub mod answers;
 pub mod binary;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gets;
 pub mod order;
 pub mod out;
+pub mod sorted;
 pub mod text;
 
 use std::collections::BTreeMap;

@@ -238,6 +238,13 @@ pub struct Command {
     pub head: usize,
 }
 
+impl Command {
+    /// Whether it is a `get` of one key and nothing else.
+    pub fn gets_one(&self) -> bool {
+        self.verb == Verb::Get && !self.odd && !self.key.is_empty() && self.key.range().end == self.line.range().end
+    }
+}
+
 /// What is at the beginning of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {

@@ -35,7 +35,8 @@ Presets may be combined with each other and with --scenario.";
 pub struct Arguments {
     #[command(subcommand)]
     pub tool: Option<Tool>,
-    /// A scenario of load/scenarios, by its name (see --list), or a family of them; may be repeated.
+    /// A scenario of load/scenarios, by its name (see --list), or a family of them; may be repeated. With --door: only cases
+    /// in whose names this stands.
     #[arg(long = "scenario", value_name = "NAME")]
     pub scenarios: Vec<String>,
     /// Runs the rows of the goals.

@@ -26,6 +26,7 @@ const KEYS: u64 = 100_000;
 const VALUE_BYTES: usize = 100;
 /// The open loop's.
 const RATE: u64 = 20_000;
+const WARM_UP: Duration = Duration::from_secs(20);
 /// Connections and commands that each sends at once.
 const SHAPES: [(usize, usize); 4] = [(1, 1), (1, 64), (100, 1), (100, 16)];
 
@@ -163,11 +164,27 @@ pub fn run(
     binary: Option<&Path>,
     settings: &[(String, String)],
     (runs, seconds): (u32, f64),
+    (only, warm): (&[String], bool),
     folder: &Path,
 ) -> Result<String, String> {
     let mut all: Vec<Vec<Case>> = Vec::new();
     for run in 1..=runs {
         let world = World::start(broker, binary, settings);
+        if run == 1 && warm {
+            // The broker's compiler would take a part of both cores.
+            eprintln!("warming up: {} s of sets", WARM_UP.as_secs());
+            let asked = Asked {
+                address: world.region.cache(CACHE).front_door(),
+                command: "set".to_owned(),
+                connections: 16,
+                pipelined: 16,
+                rate: None,
+                keys: KEYS,
+                value_bytes: VALUE_BYTES,
+                seconds: WARM_UP.as_secs_f64(),
+            };
+            world.run("warm-up", true, asked)?;
+        }
         let mut cases = Vec::new();
         for command in ["get", "set"] {
             for (connections, pipelined) in SHAPES {
@@ -181,6 +198,10 @@ pub fn run(
                 1,
                 Some(RATE),
             ));
+        }
+        cases.retain(|(name, ..)| only.is_empty() || only.iter().any(|part| name.contains(part.as_str())));
+        if cases.is_empty() {
+            return Err(format!("no case of the front door has {only:?} in its name"));
         }
         for (n, (name, command, connections, pipelined, rate)) in cases.into_iter().enumerate() {
             for door in if (n as u32 + run).is_multiple_of(2) {
