@@ -76,12 +76,15 @@ impl DoorView {
                     flushes: counts.flushes.load(Relaxed),
                     unreachable: counts.unreachable.load(Relaxed),
                     refused: counts.refused.load(Relaxed),
+                    dropped: counts.dropped.load(Relaxed),
                     servers: servers
                         .map(|(server, view)| (server.address.clone(), view.state().to_owned()))
                         .collect(),
                     queued_events: queued,
                     unsent_keys: unsent,
                     kafka_away: self.shared.announcer.is_away(),
+                    buffered_bytes: self.shared.buffered() as u64,
+                    full: !self.shared.has_room(),
                 }
             })
             .collect()

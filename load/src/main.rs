@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use evrepl_lab::Broker;
 use evrepl_lab::otlp::OtlpSink;
-use evrepl_load::processes::{Usage, child_with};
 use evrepl_load::runs::arguments::{Arguments, Planned, results};
 use evrepl_load::runs::compare::compare;
 use evrepl_load::runs::generate::child::SUBCOMMAND;
@@ -14,6 +13,7 @@ use evrepl_load::runs::generate::serve::serve;
 use evrepl_load::runs::report::{Report, load_average};
 use evrepl_load::runs::scenario::Scenario;
 use evrepl_load::runs::trial::Bench;
+use evrepl_load::runs::warm::warm_up;
 use evrepl_load::runs::world::Exports;
 use evrepl_load::runs::{door, table, tools};
 use evrepl_load::stop::Stop;
@@ -25,12 +25,6 @@ const QUIET: f64 = 0.5;
 
 /// The broker may have enough memory and its second compiler: it is not what is measured.
 const JVM: [&str; 2] = ["-Xms1g", "-Xmx1g"];
-/// The thread of the JVM that compiles what runs often.
-const COMPILER: &str = "C2 CompilerThre";
-/// A warm-up in which it used fewer CPU-seconds is the last one, and so is the one with this number.
-const COMPILED: f64 = 1.0;
-const WARM_UPS: usize = 8;
-
 fn main() -> ExitCode {
     plain_panics("evrepl-load");
     // Not for people: this program's own child.
@@ -98,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
                 None,
                 &settings,
                 (runs, seconds),
-                (&arguments.scenarios, !arguments.cold),
+                (&arguments.cases, !arguments.cold),
                 &folder
             )?
         );
@@ -113,7 +107,12 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         }),
     };
     if !arguments.cold {
-        warm_up(&bench)?;
+        warm_up(|| {
+            bench
+                .run(&Scenario::warm_up(), None)
+                .map(|_| ())
+                .ok_or_else(|| "stopped".to_owned())
+        })?;
     }
     let right = match arguments.ab.as_slice() {
         [a, b] => in_turn(arguments, planned, &bench, [a, b])?,
@@ -121,22 +120,6 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     };
     println!("{} spans were taken", sink.span_count());
     Ok(right)
-}
-
-/// Runs until the broker's compiler has little left to do. A broker that has lived for a day has it behind it; one that is
-/// measured before would take half a core from everything else.
-fn warm_up(bench: &Bench<'_>) -> Result<(), String> {
-    let broker = child_with("kafka.Kafka");
-    for number in 1..=WARM_UPS {
-        let before = Usage::of(broker);
-        bench.run(&Scenario::warm_up(), None).ok_or("stopped")?;
-        let compiled = Usage::of(broker).since(&before).of_threads(COMPILER);
-        eprintln!("warming up, {number}: the broker compiled for {compiled:.1} CPU-seconds");
-        if compiled < COMPILED {
-            break;
-        }
-    }
-    Ok(())
 }
 
 fn one_by_one(arguments: &Arguments, planned: Vec<Planned>, bench: &Bench<'_>) -> Result<bool, String> {

@@ -22,7 +22,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 
 use crate::config::OnKafkaDown;
@@ -52,12 +52,18 @@ const MAX_LIST_BYTES: usize = 1 << 20;
 const MAX_EXPECTED_BYTES: usize = 4 << 20;
 /// Of a client that has had no answer yet.
 const UNKNOWN_ANSWER_BYTES: usize = 64 << 10;
+/// A small command, and a key of usual length.
+const COMMAND_BYTES: usize = 32;
+const KEY_BYTES: usize = 24;
 /// How often a client that waits for room looks whether there is some.
 const ROOM_EVERY: Duration = Duration::from_millis(5);
 
 /// Behind what is not as clients write it.
 const BARRIER: &[u8] = b"mn\r\n";
 const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
+/// A client for which bytes are held and that moves none for so long leaves, when others need the room.
+const STUCK_FOR: Duration = Duration::from_secs(5);
+static STUCK: RateLimit = RateLimit::new();
 static FLUSHED: RateLimit = RateLimit::new();
 const KAFKA_AWAY: &str = "kafka is away, the write was not made";
 
@@ -136,6 +142,11 @@ enum Protocol {
     Binary,
 }
 
+/// As many bytes are held for clients as may be: who holds some and has stopped reading, or sending, leaves.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MakeRoom;
+
 /// Leave, as soon as there is nothing to answer.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -161,7 +172,8 @@ pub struct FrontDoorSession {
     charge: Charge,
     /// Nothing more is read: the connection ends behind the answers.
     leaving: bool,
-    waits_for_room: bool,
+    /// When it is looked whether there is room again, while there is none.
+    room: Option<Pin<Box<Sleep>>>,
     active: Instant,
     sampler: Sampler,
 }
@@ -257,7 +269,7 @@ impl FrontDoorSession {
             out: Out::default(),
             answer_bytes: UNKNOWN_ANSWER_BYTES,
             leaving: false,
-            waits_for_room: false,
+            room: None,
             active: Instant::now(),
         }
     }
@@ -297,6 +309,7 @@ impl FrontDoorSession {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(count)) => {
                     self.out.advance(count);
+                    self.active = Instant::now();
                     wrote = true;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
@@ -319,22 +332,37 @@ impl FrontDoorSession {
             && self.out.len() + self.order.unsent() < MAX_UNREAD_BYTES
     }
 
+    /// Whether there is room for one more command. Without any, a client that has nothing under way and gets small answers may
+    /// still ask for one: those that hold the room delay nobody but their like.
+    fn has_room(&self) -> bool {
+        let small = self.answer_bytes <= UNKNOWN_ANSWER_BYTES;
+        self.parts.shared.has_room()
+            || (small && self.order.commands() == 0 && self.order.unsent() == 0 && self.out.is_empty())
+    }
+
+    fn wait_for_room(&mut self, task: &mut Task<'_>) {
+        let look = self.room.get_or_insert_with(|| Box::pin(sleep(ROOM_EVERY)));
+        if look.as_mut().poll(task).is_ready() {
+            look.as_mut().reset(Instant::now() + ROOM_EVERY);
+            let _ = look.as_mut().poll(task);
+        }
+    }
+
     fn read(&mut self, ctx: &mut Context<Self>, task: &mut Task<'_>) -> io::Result<()> {
         for _ in 0..READS {
             if !self.is_open() {
                 return Ok(());
             }
+            // The rest of a value is read in any case.
+            if (self.inbox.is_empty() || !self.stalled.is_empty()) && !self.has_room() {
+                self.wait_for_room(task);
+                return Ok(());
+            }
+            self.room = None;
             if !self.stalled.is_empty() {
                 let data = std::mem::take(&mut self.stalled);
                 self.take(data, ctx);
                 continue;
-            }
-            if self.inbox.is_empty() && !self.parts.shared.has_room() {
-                if !self.waits_for_room {
-                    self.waits_for_room = true;
-                    ctx.run_later(ROOM_EVERY, |act, _| act.waits_for_room = false);
-                }
-                return Ok(());
             }
             match self.fill(task) {
                 Poll::Ready(Ok(Some(data))) => {
@@ -397,6 +425,12 @@ impl FrontDoorSession {
         self.skip -= at;
         let servers = self.parts.text.len();
         let mut building: Vec<Building> = std::iter::repeat_with(Building::default).take(servers).collect();
+        if let [only] = &mut building[..] {
+            // About as many as there are: growing takes longer than a little too much.
+            let commands = (data.len() / COMMAND_BYTES).clamp(1, 64);
+            only.asked.reserve(commands);
+            only.keys.reserve(commands * KEY_BYTES);
+        }
         self.missing = 0;
         if self.protocol == Protocol::Unknown && at < data.len() {
             self.protocol = match data[at] == binary::REQUEST {
@@ -405,7 +439,7 @@ impl FrontDoorSession {
             };
         }
         while at < data.len() {
-            if !self.is_open() {
+            if !self.is_open() || !self.has_room() {
                 // Those of a client that leaves are nobody's any more.
                 if !self.leaving {
                     self.stalled = data.slice(at..);
@@ -440,6 +474,7 @@ impl FrontDoorSession {
             return;
         }
         building.close(data);
+        let commands = building.asked.len();
         let upstreams = match self.protocol {
             Protocol::Binary => &self.parts.binary,
             _ => &self.parts.text,
@@ -451,7 +486,8 @@ impl FrontDoorSession {
             asked: building.asked,
             keys: building.keys,
             traces: building.traces,
-            charge: Charge::new(&self.parts.shared, building.bytes),
+            // With what will come of it, as far as can be told: it may all be there before the client reads any of it.
+            charge: Charge::new(&self.parts.shared, building.bytes + commands * self.answer_bytes),
         });
     }
 
@@ -931,6 +967,29 @@ impl Handler<Acknowledged> for FrontDoorSession {
         for (receipt, acknowledged) in receipts {
             self.order.acknowledged(receipt, acknowledged);
         }
+    }
+}
+
+impl Handler<MakeRoom> for FrontDoorSession {
+    type Result = ();
+
+    fn handle(&mut self, _: MakeRoom, ctx: &mut Self::Context) {
+        let holds = self.out.len() + self.order.unsent() + self.inbox.len();
+        if holds == 0 || self.active.elapsed() < STUCK_FOR {
+            return;
+        }
+        let cache = &self.parts.shared.config.caches[self.parts.cache].name;
+        self.parts.shared.counts[self.parts.cache].dropped.fetch_add(1, Relaxed);
+        if let Some(unsaid) = STUCK.due(cache) {
+            tracing::warn!(
+                cache,
+                bytes = holds,
+                unsaid,
+                "a client of the front door was disconnected: it has read and sent nothing for {STUCK_FOR:?}, and as many bytes \
+                 are held for clients as may be (front_door.max_buffered_bytes)"
+            );
+        }
+        ctx.stop();
     }
 }
 

@@ -434,8 +434,8 @@ impl FrontDoorUpstream {
 
     /// Produces the events of an answer; says when the client is told of it.
     fn announce(&mut self, at: usize, length: usize, expect: &Expect, now_ms: u64) -> Told {
-        let shared = self.parts.shared.clone();
         let (said, refuses) = (said(expect), self.refuses());
+        let shared = &self.parts.shared;
         let receipt = self
             .receiver
             .filter(|_| refuses || !shared.announcer.is_away())

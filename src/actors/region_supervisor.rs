@@ -215,6 +215,7 @@ impl RegionSupervisor {
         fail::fail_point!("region_supervisor_watch");
         if let Some(parts) = &self.door_parts {
             parts.shared.announcer.tick(Instant::now());
+            parts.shared.make_room();
         }
         if let Some(deadline) = self.deadline {
             self.finish_drain(deadline, ctx);

@@ -82,6 +82,8 @@ pub struct FrontDoorStatus {
     pub unreachable: u64,
     /// Writes refused because Kafka is away.
     pub refused: u64,
+    /// Clients that were disconnected because they neither read nor sent, and others needed the room.
+    pub dropped: u64,
     /// The servers behind it: `idle`, `connecting`, `open` or `away`.
     pub servers: BTreeMap<String, String>,
     /// Events that wait for Kafka's acknowledgement, of all front doors.
@@ -90,6 +92,10 @@ pub struct FrontDoorStatus {
     pub unsent_keys: u64,
     /// Kafka acknowledges none.
     pub kafka_away: bool,
+    /// Held for clients of all front doors: commands under way, and answers that they have not read.
+    pub buffered_bytes: u64,
+    /// As much as may be: clients wait to be read.
+    pub full: bool,
 }
 
 /// A certificate, or several that are read from one file.

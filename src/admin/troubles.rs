@@ -101,6 +101,11 @@ fn front_doors(status: &Status, all: &mut Vec<Trouble>) {
             "they are produced when it is back; beyond front_door.max_unsent_keys they are lost",
         ));
     }
+    if status.front_doors.iter().any(|door| door.full) {
+        let what = "clients of the front door wait to be read: as many bytes are held for clients as may be";
+        let next = "look for clients that do not read their answers, or allow more (front_door.max_buffered_bytes)";
+        all.push(trouble(what.to_owned(), None, next));
+    }
     for door in status.front_doors.iter().filter(|door| door.lost > 0) {
         let what = format!("{} events of the front door of {} are lost", door.lost, door.cache);
         let next = "peers do not hear of these writes: write the keys again, or keep more (front_door.max_unsent_keys)";

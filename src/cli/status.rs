@@ -338,6 +338,10 @@ fn door_rows(door: &FrontDoorStatus) -> Vec<[String; 2]> {
         (door.unreachable, "commands failed, a server could not be reached"),
         (door.refused, "writes refused, kafka is away"),
         (door.flushes, "flush_all, of which peers do not hear"),
+        (
+            door.dropped,
+            "clients disconnected for room that they held and did not use",
+        ),
     ] {
         if count > 0 {
             rows.push(row("", format!("{count} {what}")));
@@ -354,6 +358,15 @@ fn door_rows(door: &FrontDoorStatus) -> Vec<[String; 2]> {
             "{kafka}; {} queued, {} keys remembered",
             door.queued_events, door.unsent_keys
         ),
+    ));
+    let full = if door.full {
+        ", as many as may be: clients wait"
+    } else {
+        ""
+    };
+    rows.push(row(
+        "memory",
+        format!("{} bytes held for clients{full}", door.buffered_bytes),
     ));
     for (server, state) in &door.servers {
         rows.push(row(server, state.clone()));

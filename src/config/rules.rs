@@ -314,15 +314,13 @@ impl Rules<'_> {
                     );
                     self.refuse(&[&path], what);
                 }
+                if cache.servers.iter().any(|server| server.address == listen) {
+                    let what = format!("`{path}` is {listen:?}, which is one of its servers; write another port");
+                    self.refuse(&[&path], what);
+                }
                 if names::port_of(listen) != Some(0) {
                     doors.push((path, listen));
                 }
-            }
-            let own = |door: &str| cache.servers.iter().any(|server| server.address == door);
-            if let Some(door) = cache.listen.as_deref().filter(|door| own(door)) {
-                let path = format!("cache[{index}].listen");
-                let what = format!("`{path}` is {door:?}, which is one of its servers; write another port");
-                self.refuse(&[&path], what);
             }
         }
         doors.push(("agent.listen".to_owned(), &agent.listen));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 
 mod from_environment;
+mod front_doors;
 mod printed;
 
 const FILE: &str = "/etc/evrepl/evrepl.toml";

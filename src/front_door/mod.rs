@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actix::Addr;
 
-use crate::actors::front_door_session::{FrontDoorSession, Leave};
+use crate::actors::front_door_session::{FrontDoorSession, Leave, MakeRoom};
 use crate::config::Config;
 use crate::hashing::Ring;
 use crate::pulse::Pulses;
@@ -44,6 +44,8 @@ pub struct DoorCounts {
     pub unreachable: AtomicU64,
     /// Writes that were refused because Kafka is away.
     pub refused: AtomicU64,
+    /// Clients that were disconnected because they neither read nor sent, and others needed the room.
+    pub dropped: AtomicU64,
     /// Connections that clients have now.
     pub connections: AtomicU64,
     /// Connections that clients have made.
@@ -58,6 +60,7 @@ impl Default for DoorCounts {
             flushes: AtomicU64::new(0),
             unreachable: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
         }
@@ -172,6 +175,16 @@ impl DoorShared {
         self.draining.store(true, SeqCst);
         for session in sessions.live.values() {
             session.do_send(Leave);
+        }
+    }
+
+    /// Has clients leave that move nothing, if there is no room for others: called some times a second.
+    pub fn make_room(&self) {
+        if self.has_room() {
+            return;
+        }
+        for session in self.sessions().live.values() {
+            session.do_send(MakeRoom);
         }
     }
 

@@ -586,6 +586,15 @@ pub static METRICS: &[&Metric] = &[
             }
         },
     ),
+    &counter(
+        "evrepl_front_door_clients_dropped_total", "{client}", &["cache"],
+        "Clients disconnected because they neither read nor sent, and `max_buffered_bytes` was reached",
+        |seen, say| {
+            for door in &seen.status.front_doors {
+                say(door.dropped, &[text("cache", &door.cache)]);
+            }
+        },
+    ),
     &gauge(
         "evrepl_front_door_events_queued", "{event}", &[],
         "Events of all front doors that wait for Kafka's acknowledgement",
@@ -610,6 +619,15 @@ pub static METRICS: &[&Metric] = &[
         |seen, say| {
             if let Some(door) = seen.status.front_doors.first() {
                 say(door.kafka_away.into(), &[]);
+            }
+        },
+    ),
+    &gauge(
+        "evrepl_front_door_buffered_bytes", "By", &[],
+        "Held for clients of all front doors: commands under way, and answers that they have not read",
+        |seen, say| {
+            if let Some(door) = seen.status.front_doors.first() {
+                say(door.buffered_bytes, &[]);
             }
         },
     ),

@@ -100,7 +100,7 @@ fn settled(pair: &TwoRegions) {
     accounted(&pair.both());
 }
 
-fn arrived(pair: &TwoRegions) {
+pub(crate) fn arrived(pair: &TwoRegions) {
     for region in pair.both() {
         region.wait_until("events are acknowledged", LIMIT, |status| {
             status["front_doors"][0]["queued_events"] == 0 && status["front_doors"][0]["unsent_keys"] == 0

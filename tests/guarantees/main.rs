@@ -19,6 +19,7 @@ mod faults;
 mod front_door;
 mod front_door_clients;
 mod front_door_differential;
+mod front_door_limits;
 mod front_door_ways_in;
 mod goes_on_whoever_ends;
 mod kafka_refuses;

@@ -35,8 +35,7 @@ Presets may be combined with each other and with --scenario.";
 pub struct Arguments {
     #[command(subcommand)]
     pub tool: Option<Tool>,
-    /// A scenario of load/scenarios, by its name (see --list), or a family of them; may be repeated. With --door: only cases
-    /// in whose names this stands.
+    /// A scenario of load/scenarios, by its name (see --list), or a family of them; may be repeated.
     #[arg(long = "scenario", value_name = "NAME")]
     pub scenarios: Vec<String>,
     /// Runs the rows of the goals.
@@ -52,6 +51,9 @@ pub struct Arguments {
     /// 5 seconds each.
     #[arg(long)]
     pub door: bool,
+    /// Of the front door's cases only those in whose names this stands ("get, 100"); may be repeated.
+    #[arg(long = "case", value_name = "PART", requires = "door")]
+    pub cases: Vec<String>,
     /// How often each scenario is run; the table shows medians [default: 1, and what the presets say]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: Option<u32>,

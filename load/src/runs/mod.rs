@@ -29,4 +29,5 @@ pub mod table;
 pub mod tools;
 pub mod trial;
 pub mod verify;
+pub mod warm;
 pub mod world;

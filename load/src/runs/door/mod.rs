@@ -15,6 +15,7 @@ use self::client::{Asked, Seen, key};
 use super::compare::Spread;
 use super::report::{machine, now};
 use super::table::{grouped, markdown};
+use super::warm::warm_up;
 use crate::processes::{Usage, child_with};
 use crate::stop::Stop;
 
@@ -26,7 +27,7 @@ const KEYS: u64 = 100_000;
 const VALUE_BYTES: usize = 100;
 /// The open loop's.
 const RATE: u64 = 20_000;
-const WARM_UP: Duration = Duration::from_secs(20);
+const WARM_UP: Duration = Duration::from_secs(15);
 /// Connections and commands that each sends at once.
 const SHAPES: [(usize, usize); 4] = [(1, 1), (1, 64), (100, 1), (100, 16)];
 
@@ -171,8 +172,6 @@ pub fn run(
     for run in 1..=runs {
         let world = World::start(broker, binary, settings);
         if run == 1 && warm {
-            // The broker's compiler would take a part of both cores.
-            eprintln!("warming up: {} s of sets", WARM_UP.as_secs());
             let asked = Asked {
                 address: world.region.cache(CACHE).front_door(),
                 command: "set".to_owned(),
@@ -183,7 +182,7 @@ pub fn run(
                 value_bytes: VALUE_BYTES,
                 seconds: WARM_UP.as_secs_f64(),
             };
-            world.run("warm-up", true, asked)?;
+            warm_up(|| world.run("warm-up", true, asked.clone()).map(|_| ()))?;
         }
         let mut cases = Vec::new();
         for command in ["get", "set"] {

@@ -1,0 +1,270 @@
+//! What the front door does at its limits: many clients at once, servers and a Kafka that stand still, clients that are idle or
+//! read nothing.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use evrepl::event;
+use evrepl_lab::{Broker, CacheSpec, Region, RegionBuilder, TwoRegionsSpec, assert_same, broker, shared, wait_until};
+
+use crate::front_door::{Client, arrived, door};
+
+const SESSIONS: &str = "sessions";
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn alone(cache: CacheSpec, settings: &[(&str, &str)]) -> Region {
+    let mut region = RegionBuilder::new("us-east-1").kafka(&broker().client()).cache(cache);
+    for (path, literal) in settings {
+        region = region.set(path, literal);
+    }
+    region.start()
+}
+
+/// Lengths from nothing to more than is copied, and one that takes many reads.
+fn length(key: usize) -> usize {
+    match key {
+        41 => 300_000,
+        _ => key * 137,
+    }
+}
+
+#[test]
+fn gets_of_many_clients_travel_together_and_each_has_its_own_answer() {
+    let _gate = shared();
+    for threads in ["1", "2"] {
+        let cache = CacheSpec::new(SESSIONS).servers(2).front_door();
+        let region = alone(cache, &[("front_door.threads", threads)]);
+        let mut client = Client::at(&region);
+        // Every third is not there.
+        for key in (0..60).filter(|key| key % 3 != 0) {
+            let value = format!("{key:x}").repeat(1 + length(key))[..length(key)].to_owned();
+            assert_eq!(client.set(&format!("key:{key}"), &value), "STORED");
+        }
+        std::thread::scope(|scope| {
+            for client in 0..16usize {
+                let region = &region;
+                scope.spawn(move || {
+                    let mut own = Client::at(region);
+                    for round in 0..30 {
+                        // Some ask one by one, some for many, and for the same more than once.
+                        let keys: Vec<usize> = (0..1 + client * 5)
+                            .map(|n| (n * (client + 3) + round * 7) % 60)
+                            .collect();
+                        let asked: String = keys.iter().map(|key| format!("get key:{key}\r\n")).collect();
+                        own.send(asked);
+                        for key in keys {
+                            if key % 3 != 0 {
+                                let length = length(key);
+                                assert_eq!(own.line(), format!("VALUE key:{key} 0 {length}"));
+                                let value = own.line();
+                                let digit = format!("{key:x}");
+                                assert!(value.len() == length && value.starts_with(&digit[..length.min(digit.len())]));
+                            }
+                            assert_eq!(own.line(), "END", "of {key}");
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn a_memcached_that_stands_still_is_an_error_and_what_it_does_when_it_wakes_up_is_replicated() {
+    let _gate = shared();
+    let spec = || CacheSpec::new(SESSIONS).front_door();
+    let pair = TwoRegionsSpec::new()
+        .us(move |us| us.cache(spec()).set("memcached.timeout", "\"500ms\""))
+        .eu(move |eu| eu.cache(spec()))
+        .one_way()
+        .start();
+    let mut client = Client::at(&pair.us);
+    for key in ["set", "gat", "delete"] {
+        assert_eq!(client.set(key, "old"), "STORED");
+    }
+    arrived(&pair);
+    let memcached = &pair.us.cache(SESSIONS).servers[0].memcached;
+    memcached.freeze();
+    let began = Instant::now();
+    client.send("set set 0 0 3\r\nnew\r\ngat 1000 gat\r\ndelete delete noreply\r\n");
+    for _ in 0..2 {
+        let said = client.line();
+        assert!(said.ends_with("did not answer, the command may have run"), "{said}");
+    }
+    assert!(began.elapsed() < LIMIT);
+    // A client that comes now does not hang either.
+    let said = Client::at(&pair.us).set("other", "x");
+    assert!(said.starts_with("SERVER_ERROR memcached at 127.0.0.1:"), "{said}");
+    memcached.thaw();
+    let there = || memcached.client().get_many([b"set".as_slice(), b"delete"]).unwrap();
+    wait_until("memcached does what it was sent", LIMIT, || {
+        let there = there();
+        there[0].as_ref().is_some_and(|(value, _)| value == b"new") && there[1].is_none()
+    });
+    wait_until("the peer hears of it", LIMIT, || {
+        let there = pair
+            .eu
+            .cache(SESSIONS)
+            .client()
+            .get_many(&[&b"set"[..], b"delete"])
+            .unwrap();
+        there[0].as_ref().is_some_and(|(value, _)| value == b"new") && there[1].is_none()
+    });
+    arrived(&pair);
+    assert_same(&pair.both(), SESSIONS, &["set", "gat", "delete", "other"]);
+}
+
+#[test]
+fn an_answer_that_waits_for_kafka_waits_no_longer_than_it_may() {
+    let _gate = shared();
+    let broker = Broker::start();
+    let region = RegionBuilder::new("us-east-1")
+        .kafka(&broker.client())
+        .cache(CacheSpec::new(SESSIONS).front_door())
+        .set("front_door.event_timeout", "\"1s\"")
+        .set("front_door.event_ack", "\"acked\"")
+        .start();
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("before", "x"), "STORED");
+    assert_eq!(door(&region)["acknowledged"], 1, "it was answered after kafka had it");
+    broker.freeze();
+    let sets: String = (0..300).map(|n| format!("set key:{n} 0 0 1\r\nx\r\n")).collect();
+    client.send(sets);
+    (0..300).for_each(|n| assert_eq!(client.line(), "STORED", "{n}"));
+    // From here on it is known that Kafka is away: nobody waits for it.
+    assert_eq!(door(&region)["kafka_away"], true);
+    for n in 0..100 {
+        assert_eq!(client.set(&format!("later:{n}"), "x"), "STORED");
+    }
+    broker.thaw();
+    region.wait_until("all are produced", LIMIT, |status| {
+        let door = &status["front_doors"][0];
+        door["unsent_keys"] == 0 && door["queued_events"] == 0 && door["kafka_away"] == false
+    });
+    let mut keys: Vec<Vec<u8>> = (broker.client().read_all(&region.cache(SESSIONS).topic).iter())
+        .map(|record| record.key().to_vec())
+        .collect();
+    keys.sort();
+    keys.dedup();
+    assert_eq!((keys.len(), &door(&region)["lost"]), (401, &serde_json::json!(0)));
+}
+
+#[test]
+fn clients_that_read_nothing_hold_so_many_bytes_and_get_what_they_asked_for_when_they_read() {
+    let _gate = shared();
+    let cache = CacheSpec::new(SESSIONS).front_door();
+    let region = alone(cache, &[("front_door.max_buffered_bytes", "\"1MiB\"")]);
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("large", &"v".repeat(400_000)), "STORED");
+    drop(client);
+    let before = region.rss_bytes();
+    let mut clients: Vec<Client> = (0..40).map(|_| Client::at(&region)).collect();
+    for client in &mut clients {
+        client.send("get large\r\n".repeat(20));
+    }
+    wait_until("the room is taken", LIMIT, || door(&region)["full"] == true);
+    // 320 MB were asked for. Whoever came first may have some more than there is room for.
+    for _ in 0..50 {
+        let held = door(&region)["buffered_bytes"].as_u64().unwrap();
+        assert!(held < 12 << 20, "{held} bytes");
+    }
+    let grown = region.rss_bytes().saturating_sub(before);
+    assert!(grown < 60 << 20, "{grown} bytes");
+    std::thread::scope(|scope| {
+        for mut client in clients {
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    assert_eq!(client.line(), "VALUE large 0 400000");
+                    assert_eq!(client.line().len(), 400_000);
+                    assert_eq!(client.line(), "END");
+                }
+            });
+        }
+    });
+    wait_until("nothing is held", LIMIT, || door(&region)["buffered_bytes"] == 0);
+}
+
+#[test]
+fn clients_that_never_read_give_way_to_those_that_do() {
+    let _gate = shared();
+    let cache = CacheSpec::new(SESSIONS).front_door();
+    let region = alone(cache, &[("front_door.max_buffered_bytes", "\"1MiB\"")]);
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("large", &"v".repeat(400_000)), "STORED");
+    let mut stuck: Vec<Client> = (0..20).map(|_| Client::at(&region)).collect();
+    for stuck in &mut stuck {
+        stuck.send("get large\r\n".repeat(20));
+    }
+    // And one that never sends all of its value.
+    let mut half = Client::at(&region);
+    half.send(format!("set half 0 0 500000\r\n{}", "h".repeat(300_000)));
+    wait_until("the room is taken", LIMIT, || door(&region)["full"] == true);
+    // It waits as long as it must, and is served.
+    for n in 0..100 {
+        assert_eq!(client.set(&format!("key:{n}"), "x"), "STORED");
+    }
+    wait_until("those that hold the room and do nothing are sent away", LIMIT, || {
+        door(&region)["full"] == false
+    });
+    assert!(door(&region)["dropped"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_client_that_is_idle_for_too_long_is_disconnected_and_one_that_waits_for_its_answer_is_not() {
+    let _gate = shared();
+    let cache = CacheSpec::new(SESSIONS).front_door();
+    let region = alone(cache, &[("front_door.idle_timeout", "\"1s\"")]);
+    let (mut idle, mut busy) = (Client::at(&region), Client::at(&region));
+    assert_eq!(idle.set("key", "x"), "STORED");
+    let since = Instant::now();
+    let memcached = &region.cache(SESSIONS).servers[0].memcached;
+    memcached.freeze();
+    busy.send("get key\r\n");
+    // Until nothing can come any more.
+    assert_eq!(idle.line(), "");
+    assert!(since.elapsed() > Duration::from_millis(900), "{:?}", since.elapsed());
+    assert_eq!(door(&region)["connections"], 1);
+    memcached.thaw();
+    let said = busy.line();
+    assert!(
+        said.starts_with("VALUE key") || said.starts_with("SERVER_ERROR"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_comes_in_at_the_door_for_fills_only_fills() {
+    let _gate = shared();
+    let path = std::env::temp_dir().join(format!("evrepl-fills-{}.sock", std::process::id()));
+    let cache = CacheSpec::new(SESSIONS)
+        .front_door()
+        .option("listen_fills", &format!("\"unix:{}\"", path.display()));
+    let region = alone(cache, &[]);
+    let mut fills = UnixStream::connect(&path).unwrap();
+    fills
+        .write_all(b"set filled 0 0 1\r\nx\r\ndelete filled\r\nquit\r\n")
+        .unwrap();
+    let mut said = String::new();
+    fills.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "STORED\r\nDELETED\r\n");
+    assert_eq!(Client::at(&region).set("written", "x"), "STORED");
+    region.wait_until("kafka has the events", LIMIT, |status| {
+        status["front_doors"][0]["acknowledged"] == 3
+    });
+    let mut events: Vec<(String, &str, bool)> = (broker().client().read_all(&region.cache(SESSIONS).topic).iter())
+        .map(|record| {
+            let event = event::decode(record.value()).unwrap();
+            let key = String::from_utf8(record.key().to_vec()).unwrap();
+            (key, event.op.name(), event.fill)
+        })
+        .collect();
+    events.sort();
+    let expected = [
+        ("filled", "delete", false),
+        ("filled", "set", true),
+        ("written", "set", false),
+    ];
+    assert_eq!(events, expected.map(|(key, op, fill)| (key.to_owned(), op, fill)));
+    std::fs::remove_file(&path).unwrap();
+}
