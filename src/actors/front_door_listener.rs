@@ -295,8 +295,13 @@ impl ListenerParts {
             DoorTls::Mutual => Some(self.tls.door_acceptor(true)),
         };
         // One that asks for more than may greet at once is not waited for.
-        let Ok(greeting) = greetings.clone().try_acquire_owned() else {
-            return;
+        let greeting = match acceptor.is_some() || place.is_none() {
+            true => match greetings.clone().try_acquire_owned() {
+                Ok(greeting) => Some(greeting),
+                Err(_) => return,
+            },
+            // Without TLS there is nothing to wait for.
+            false => None,
         };
         let (shared, upstreams) = (self.shared.clone(), thread.upstreams[self.cache].clone());
         let (number, fills) = (self.cache, self.fills);

@@ -17,8 +17,6 @@ use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
 use actix::prelude::*;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -28,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 use crate::config::OnKafkaDown;
 use crate::event::TraceContext;
 use crate::front_door::answers::{Asked, Piece};
+use crate::front_door::base64;
 use crate::front_door::binary::{self, Opcode};
 use crate::front_door::order::Order;
 use crate::front_door::out::{Out, SLICES};
@@ -170,6 +169,10 @@ pub struct FrontDoorSession {
     /// About the size of an answer, of late.
     answer_bytes: usize,
     charge: Charge,
+    /// The socket may hold some of what was written.
+    unflushed: bool,
+    /// It was not read when it was last looked at, for it has too much under way.
+    closed: bool,
     /// Nothing more is read: the connection ends behind the answers.
     leaving: bool,
     /// When it is looked whether there is room again, while there is none.
@@ -238,11 +241,10 @@ impl Building {
     }
 
     /// Takes a copy of a key.
-    fn key(&mut self, key: &[u8], base64: bool) -> Span {
+    fn key(&mut self, key: &[u8], is_base64: bool) -> Span {
         let at = self.keys.len();
         // One that is not base64 is refused by memcached.
-        if !base64 || STANDARD.decode_vec(key, &mut self.keys).is_err() {
-            self.keys.truncate(at);
+        if !is_base64 || !base64::decode(key, &mut self.keys) {
             self.keys.extend_from_slice(key);
         }
         Span {
@@ -268,6 +270,8 @@ impl FrontDoorSession {
             order: Order::default(),
             out: Out::default(),
             answer_bytes: UNKNOWN_ANSWER_BYTES,
+            unflushed: false,
+            closed: false,
             leaving: false,
             room: None,
             active: Instant::now(),
@@ -286,14 +290,16 @@ impl FrontDoorSession {
         }
         self.charge
             .set(self.out.len() + self.order.unsent() + self.inbox.capacity() + self.stalled.len());
-        if self.leaving && self.order.is_empty() && self.out.is_empty() {
+        if self.leaving && self.order.is_empty() && self.out.is_empty() && !self.unflushed {
             let _ = self.parts.stream.poll_shutdown(task);
             ctx.stop();
+        } else if self.closed && self.is_open() {
+            // What stood in the way has been written since: nobody else will say so.
+            task.waker().wake_by_ref();
         }
     }
 
     fn write(&mut self, task: &mut Task<'_>) -> io::Result<()> {
-        let mut wrote = false;
         loop {
             while self.out.len() < MAX_UNREAD_BYTES
                 && let Some(bytes) = self.order.pop()
@@ -310,13 +316,17 @@ impl FrontDoorSession {
                 Poll::Ready(Ok(count)) => {
                     self.out.advance(count);
                     self.active = Instant::now();
-                    wrote = true;
+                    self.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
                 Poll::Pending => return Ok(()),
             }
         }
-        if wrote && let Poll::Ready(result) = self.parts.stream.poll_flush(task) {
+        // TLS has taken more than the socket: it is asked until it has nothing left.
+        if self.unflushed
+            && let Poll::Ready(result) = self.parts.stream.poll_flush(task)
+        {
+            self.unflushed = false;
             result?;
         }
         Ok(())
@@ -350,7 +360,8 @@ impl FrontDoorSession {
 
     fn read(&mut self, ctx: &mut Context<Self>, task: &mut Task<'_>) -> io::Result<()> {
         for _ in 0..READS {
-            if !self.is_open() {
+            self.closed = !self.is_open();
+            if self.closed {
                 return Ok(());
             }
             // The rest of a value is read in any case.
@@ -399,7 +410,7 @@ impl FrontDoorSession {
                     return None;
                 }
                 self.missing = self.missing.saturating_sub(count);
-                (self.missing == 0).then(|| self.inbox.split().freeze())
+                (self.missing == 0).then(|| std::mem::take(&mut self.inbox).freeze())
             });
         }
         SCRATCH.with_borrow_mut(|scratch| {
@@ -487,7 +498,10 @@ impl FrontDoorSession {
             keys: building.keys,
             traces: building.traces,
             // With what will come of it, as far as can be told: it may all be there before the client reads any of it.
-            charge: Charge::new(&self.parts.shared, building.bytes + commands * self.answer_bytes),
+            charge: Charge::new(
+                &self.parts.shared,
+                building.bytes + (commands * self.answer_bytes).min(MAX_EXPECTED_BYTES),
+            ),
         });
     }
 
@@ -524,12 +538,18 @@ impl FrontDoorSession {
     }
 
     /// The server of a key as a text client sends it; without a key, the first one.
-    fn server_of_text(&self, key: &[u8], base64: bool) -> usize {
-        match (key.is_empty(), base64) {
+    fn server_of_text(&self, key: &[u8], is_base64: bool) -> usize {
+        match (key.is_empty(), is_base64) {
             (true, _) => 0,
             (false, false) => self.server_of(key),
             // As memcached sees it.
-            (false, true) => STANDARD.decode(key).map_or(0, |key| self.server_of(&key)),
+            (false, true) => {
+                let mut plain = Vec::new();
+                match base64::decode(key, &mut plain) {
+                    true => self.server_of(&plain),
+                    false => 0,
+                }
+            }
         }
     }
 
@@ -816,6 +836,8 @@ impl FrontDoorSession {
                 (request[0], request[1]) = (binary::REQUEST, Opcode::Delete as u8);
                 request[2..4].copy_from_slice(&(key.len() as u16).to_be_bytes());
                 request[8..12].copy_from_slice(&(key.len() as u32).to_be_bytes());
+                // The answer is known by it.
+                request[12..16].copy_from_slice(&command.opaque);
                 request.extend_from_slice(key);
                 building.own(data, request);
                 let key = building.key(key, false);

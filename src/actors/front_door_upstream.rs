@@ -48,6 +48,9 @@ const READ_BYTES: usize = 64 << 10;
 const READS: usize = 16;
 /// How often it is looked whether the server answers.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A receipt's number is that of its server, and one of the server's own below; it has 48 bits ([`AnnouncerHandle::announce`]).
+const SERVER_SHIFT: u32 = 36;
+const MAX_SERVER: Receipt = 0xfff;
 const END: &[u8] = b"END\r\n";
 /// A server that is away.
 static AWAY: RateLimit = RateLimit::new();
@@ -224,7 +227,8 @@ pub struct FrontDoorUpstream {
     waiting: HashMap<Receipt, Waiting>,
     /// Writes that may have run, or may yet run, on a connection that was given up.
     unsettled: Vec<(Vec<u8>, Said)>,
-    settled_at: Option<Instant>,
+    /// Of these the server has answered a new connection since; they are announced then.
+    settling: Option<(Instant, Vec<(Vec<u8>, Said)>)>,
 }
 
 impl FrontDoorUpstream {
@@ -253,7 +257,7 @@ impl FrontDoorUpstream {
             last_receipt: 0,
             waiting: HashMap::new(),
             unsettled: Vec::new(),
-            settled_at: None,
+            settling: None,
             parts,
         }
     }
@@ -303,7 +307,7 @@ impl FrontDoorUpstream {
                         self.backoff.reset();
                         self.parts.view.set(UpstreamState::Open);
                         self.link = Link::Open(stream);
-                        self.settled_at = Some(Instant::now() + self.parts.shared.config.agent.settle);
+                        self.let_settle();
                         // What waited for the connection has waited for nothing else.
                         let now = Instant::now();
                         self.open.iter_mut().for_each(|open| open.since = now);
@@ -440,8 +444,10 @@ impl FrontDoorUpstream {
             .receiver
             .filter(|_| refuses || !shared.announcer.is_away())
             .map(|receiver| {
-                self.last_receipt += 1;
-                (receiver, self.last_receipt)
+                self.last_receipt = (self.last_receipt + 1) & ((1 << SERVER_SHIFT) - 1);
+                // A client has answers of several servers: their receipts differ.
+                let server = self.parts.server as Receipt & MAX_SERVER;
+                (receiver, server << SERVER_SHIFT | self.last_receipt)
             });
         let Some(open) = self.open.front() else {
             return Told::AtOnce;
@@ -523,7 +529,31 @@ impl FrontDoorUpstream {
         self.gets.clear();
         self.inbox = BytesMut::new();
         self.seen = 0;
-        self.settled_at = None;
+    }
+
+    /// The server answers: what a lost connection left behind comes to rest from now on.
+    fn let_settle(&mut self) {
+        if self.settling.is_none() && !self.unsettled.is_empty() {
+            let at = Instant::now() + self.parts.shared.config.agent.settle;
+            self.settling = Some((at, std::mem::take(&mut self.unsettled)));
+        }
+    }
+
+    /// These may have been written, or may yet be.
+    fn doubt(&mut self, keys: impl Iterator<Item = (Vec<u8>, Said)>) {
+        let before = self.unsettled.len();
+        // `gat` with blanks more than it needs.
+        self.unsettled.extend(keys.filter(|(key, _)| !key.is_empty()));
+        self.parts.shared.doubt(self.unsettled.len() - before);
+    }
+
+    fn announce_doubtful(&mut self, keys: Vec<(Vec<u8>, Said)>) {
+        let now_ms = wall_ms().max(0) as u64;
+        for (key, said) in &keys {
+            self.announcer
+                .announce(self.parts.cache, key, *said, None, None, now_ms);
+        }
+        self.parts.shared.settle(keys.len());
     }
 
     fn say_away(&self, error: &io::Error) {
@@ -539,6 +569,7 @@ impl FrontDoorUpstream {
         self.out.clear();
         self.gets.clear();
         let reason = format!("memcached at {} {why}", self.address);
+        let mut doubtful = Vec::new();
         for open in std::mem::take(&mut self.open) {
             let Forward {
                 session,
@@ -549,16 +580,8 @@ impl FrontDoorUpstream {
             } = open.forward;
             let mut parts = Vec::new();
             for expect in &asked[open.answered..] {
-                if sent && !expect.single && !expect.key.is_empty() {
-                    let named = expect.key.of_bytes(&keys);
-                    match expect.asked {
-                        Asked::Text(Verb::Gat | Verb::Gats) => self.unsettled.extend(
-                            named
-                                .split(|&byte| byte == b' ')
-                                .map(|key| (key.to_vec(), said(expect))),
-                        ),
-                        _ => self.unsettled.push((named.to_vec(), said(expect))),
-                    }
+                if sent {
+                    doubtful.extend(may_have_written(expect, &keys));
                 }
                 let bytes = match expect.is_mute() {
                     true => Bytes::new(),
@@ -576,6 +599,7 @@ impl FrontDoorUpstream {
             counts.unreachable.fetch_add(parts.len() as u64, Relaxed);
             session.do_send(Answers { server, parts });
         }
+        self.doubt(doubtful.into_iter());
     }
 
     /// Looks whether the server takes too long, and whether what a lost connection left behind has come to rest.
@@ -589,12 +613,11 @@ impl FrontDoorUpstream {
                 format!("no answer within {timeout:?}"),
             ));
         }
-        if self.settled_at.is_some_and(|at| now >= at) && !self.unsettled.is_empty() {
-            let now_ms = wall_ms().max(0) as u64;
-            for (key, said) in std::mem::take(&mut self.unsettled) {
-                self.announcer
-                    .announce(self.parts.cache, &key, said, None, None, now_ms);
-            }
+        if let Some((_, keys)) = self.settling.take_if(|(at, _)| now >= *at) {
+            self.announce_doubtful(keys);
+        }
+        if matches!(self.link, Link::Open(_)) {
+            self.let_settle();
         }
     }
 }
@@ -639,6 +662,20 @@ async fn greet_binary(stream: &mut TcpStream) -> io::Result<Silence> {
     match binary::response_length(&answer) {
         Ok(Some(binary::HEADER_BYTES)) => Ok(Silence::default()),
         _ => Err(io::Error::other("this memcached speaks no binary protocol")),
+    }
+}
+
+/// The keys that a command without an answer may have written, with what their events say.
+fn may_have_written(expect: &Expect, keys: &[u8]) -> Vec<(Vec<u8>, Said)> {
+    let named = expect.key.of_bytes(keys);
+    let said = said(expect);
+    match expect.asked {
+        _ if expect.single || expect.key.is_empty() => Vec::new(),
+        Asked::Text(Verb::Gat | Verb::Gats) => named
+            .split(|&byte| byte == b' ')
+            .map(|key| (key.to_vec(), said))
+            .collect(),
+        _ => vec![(named.to_vec(), said)],
     }
 }
 
@@ -705,6 +742,24 @@ impl ActorFuture<FrontDoorUpstream> for Turn {
     ) -> Poll<()> {
         act.turn(task);
         Poll::Pending
+    }
+}
+
+impl Drop for FrontDoorUpstream {
+    /// What may have been written is not forgotten when the front door is rebuilt: a look that comes early is better than none.
+    fn drop(&mut self) {
+        let mut keys = std::mem::take(&mut self.unsettled);
+        keys.extend(self.settling.take().into_iter().flat_map(|(_, keys)| keys));
+        self.announce_doubtful(keys);
+        let now_ms = wall_ms().max(0) as u64;
+        for open in std::mem::take(&mut self.open) {
+            for expect in &open.forward.asked[open.answered..] {
+                for (key, said) in may_have_written(expect, &open.forward.keys) {
+                    self.announcer
+                        .announce(self.parts.cache, &key, said, None, None, now_ms);
+                }
+            }
+        }
     }
 }
 

@@ -404,8 +404,11 @@ impl RegionSupervisor {
     /// Clients, and events that Kafka does not have.
     fn door_holds(&self) -> (u64, u64) {
         self.door_parts.as_ref().map_or((0, 0), |parts| {
-            let (queued, unsent) = parts.shared.announcer.waiting();
-            (parts.shared.connections() as u64, queued + unsent)
+            let shared = &parts.shared;
+            let (queued, unsent) = shared.announcer.waiting();
+            // A client that is gone may have left commands that are under way.
+            let clients = shared.connections() as u64 + u64::from(shared.buffered() > 0);
+            (clients, queued + unsent + shared.doubtful() as u64)
         })
     }
 

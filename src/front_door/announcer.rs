@@ -385,10 +385,12 @@ impl AnnouncerHandle {
             receiver << RECEIPT_BITS | receipt as usize
         });
         let shared = &self.shared;
-        // Before it is produced: its outcome may come first.
-        if shared.queued.fetch_add(1, SeqCst) == 0 {
-            shared.moved_ms.store(now_ms as i64, Relaxed);
+        // From now on one is due, if none was: before it is counted, or Kafka would seem to have been silent since the last.
+        if shared.queued.load(Relaxed) == 0 {
+            shared.moved_ms.store(now_ms as i64, SeqCst);
         }
+        // Before it is produced: its outcome may come first.
+        shared.queued.fetch_add(1, SeqCst);
         let traceparent = trace.map(TraceContext::format);
         let traceparent = traceparent.as_ref().map(|text| &text[..]);
         match self

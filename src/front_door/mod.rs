@@ -7,6 +7,7 @@
 
 pub mod announcer;
 pub mod answers;
+pub mod base64;
 pub mod binary;
 #[doc(hidden)]
 pub mod fuzz;
@@ -117,6 +118,7 @@ pub struct DoorShared {
     pub draining: AtomicBool,
     connections: AtomicUsize,
     buffered: AtomicUsize,
+    doubtful: AtomicUsize,
     sessions: Mutex<Sessions>,
 }
 
@@ -144,6 +146,7 @@ impl DoorShared {
             draining: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             buffered: AtomicUsize::new(0),
+            doubtful: AtomicUsize::new(0),
             sessions: Mutex::default(),
         }
     }
@@ -196,6 +199,21 @@ impl DoorShared {
     /// Bytes that are held for clients: commands under way, answers that they have not read.
     pub fn buffered(&self) -> usize {
         self.buffered.load(Relaxed)
+    }
+
+    /// So many more writes may have happened, on connections that were lost; their events are still to be produced.
+    pub fn doubt(&self, writes: usize) {
+        self.doubtful.fetch_add(writes, SeqCst);
+    }
+
+    /// The events of so many of them were.
+    pub fn settle(&self, writes: usize) {
+        self.doubtful.fetch_sub(writes, SeqCst);
+    }
+
+    /// Writes of which it is not known whether they have happened, and whose events are still to be produced.
+    pub fn doubtful(&self) -> usize {
+        self.doubtful.load(SeqCst)
     }
 
     /// Whether clients may send more.

@@ -40,16 +40,24 @@ enum Run {
     From { server: u32, commands: u32 },
 }
 
+/// An answer that waits for Kafka, or behind one that does.
+struct Waiting {
+    bytes: Bytes,
+    held: Option<Held>,
+    piece: Piece,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Order {
     runs: VecDeque<Run>,
-    /// Of servers that are not asked yet by this order, first come first; most often none.
-    early: VecDeque<(u32, Part)>,
+    /// What servers have answered before it was their turn, by server; most often nothing.
+    early: Vec<VecDeque<Part>>,
+    early_bytes: usize,
     /// What the client can be told, up to the first that is held.
     ready: VecDeque<Bytes>,
     /// From the first that is held on.
-    held: VecDeque<(Bytes, Option<Held>)>,
+    held: VecDeque<Waiting>,
     /// A piece has failed: the rest of its command is dropped.
     dropping: bool,
     commands: u32,
@@ -60,7 +68,7 @@ pub struct Order {
 impl Order {
     /// Bytes that the client can be told, or will be.
     pub fn unsent(&self) -> usize {
-        self.unsent
+        self.unsent + self.early_bytes
     }
 
     /// Commands whose answers are not there yet.
@@ -79,7 +87,7 @@ impl Order {
             return;
         }
         if self.runs.is_empty() {
-            self.show(bytes, None);
+            self.show(bytes, None, Piece::Whole);
         } else {
             self.runs.push_back(Run::Here(bytes));
         }
@@ -106,7 +114,12 @@ impl Order {
         match self.runs.front() {
             Some(Run::From { server: first, .. }) if *first == server => self.take(part),
             _ => {
-                self.early.push_back((server, part));
+                let server = server as usize;
+                if self.early.len() <= server {
+                    self.early.resize_with(server + 1, VecDeque::new);
+                }
+                self.early_bytes += part.bytes.len();
+                self.early[server].push_back(part);
                 return;
             }
         }
@@ -116,20 +129,52 @@ impl Order {
     /// Kafka has acknowledged this, or not.
     pub fn acknowledged(&mut self, receipt: Receipt, acknowledged: bool) {
         let waits = |held: &Option<Held>| held.as_ref().is_some_and(|held| held.receipt == receipt);
-        if let Some((bytes, held)) = self.held.iter_mut().find(|(_, held)| waits(held)) {
-            let failure = held.take().and_then(|held| held.failure);
+        if let Some(at) = self.held.iter().position(|waiting| waits(&waiting.held)) {
+            self.decide(at, acknowledged);
+        } else if let Some(part) = self.early.iter_mut().flatten().find(|part| waits(&part.held)) {
+            // It is not its turn yet.
+            let failure = part.held.take().and_then(|held| held.failure);
             if let Some(failure) = failure.filter(|_| !acknowledged) {
-                self.unsent = self.unsent + failure.len() - bytes.len();
-                *bytes = failure;
+                self.early_bytes = self.early_bytes + failure.len() - part.bytes.len();
+                part.bytes = failure;
+                part.failed = part.piece != Piece::Whole;
             }
+            return;
         }
-        while self.held.front().is_some_and(|(_, held)| held.is_none())
-            && let Some((bytes, _)) = self.held.pop_front()
+        while self.held.front().is_some_and(|waiting| waiting.held.is_none())
+            && let Some(Waiting { bytes, .. }) = self.held.pop_front()
         {
             if !bytes.is_empty() {
                 self.ready.push_back(bytes);
             }
         }
+    }
+
+    /// Kafka has decided what is said here.
+    fn decide(&mut self, at: usize, acknowledged: bool) {
+        let Some(failure) = self.held[at].held.take().and_then(|held| held.failure) else {
+            return;
+        };
+        if acknowledged {
+            return;
+        }
+        self.unsent = self.unsent + failure.len() - self.held[at].bytes.len();
+        self.held[at].bytes = failure;
+        if self.held[at].piece != Piece::More {
+            return;
+        }
+        // The rest of its command says nothing: what is here, up to its last piece, and what is still to come.
+        for later in self.held.range_mut(at + 1..) {
+            self.unsent -= later.bytes.len();
+            later.bytes = Bytes::new();
+            if let Some(held) = &mut later.held {
+                held.failure = None;
+            }
+            if later.piece == Piece::Last {
+                return;
+            }
+        }
+        self.dropping = true;
     }
 
     /// The next bytes for the client.
@@ -155,15 +200,23 @@ impl Order {
             Piece::Last => self.dropping = false,
             _ => {}
         }
-        let bytes = if dropped { Bytes::new() } else { part.bytes };
-        self.show(bytes, part.held);
+        let (mut bytes, mut held) = (part.bytes, part.held);
+        if dropped {
+            bytes = Bytes::new();
+            // Nor what Kafka says of it.
+            if let Some(held) = &mut held {
+                held.failure = None;
+            }
+        }
+        self.show(bytes, held, part.piece);
     }
 
-    fn show(&mut self, bytes: Bytes, held: Option<Held>) {
+    fn show(&mut self, bytes: Bytes, held: Option<Held>, piece: Piece) {
         self.unsent += bytes.len();
         if held.is_some() || !self.held.is_empty() {
-            if held.is_some() || !bytes.is_empty() {
-                self.held.push_back((bytes, held));
+            // An empty piece may be the end of its command.
+            if held.is_some() || !bytes.is_empty() || piece != Piece::Whole {
+                self.held.push_back(Waiting { bytes, held, piece });
             }
         } else if !bytes.is_empty() {
             self.ready.push_back(bytes);
@@ -176,19 +229,18 @@ impl Order {
             let server = match self.runs.front() {
                 Some(Run::Here(_)) => {
                     if let Some(Run::Here(bytes)) = self.runs.pop_front() {
-                        self.show(bytes, None);
+                        self.show(bytes, None, Piece::Whole);
                     }
                     continue;
                 }
                 Some(Run::From { server, .. }) => *server,
                 None => return,
             };
-            let Some(at) = self.early.iter().position(|(early, _)| *early == server) else {
+            let Some(part) = self.early.get_mut(server as usize).and_then(VecDeque::pop_front) else {
                 return;
             };
-            if let Some((_, part)) = self.early.remove(at) {
-                self.take(part);
-            }
+            self.early_bytes -= part.bytes.len();
+            self.take(part);
         }
     }
 }
@@ -270,6 +322,58 @@ mod tests {
         order.acknowledged(7, true);
         assert_eq!(all(&mut order), "b no d ");
         assert!(order.is_empty());
+    }
+
+    #[test]
+    fn what_was_early_has_been_acknowledged_when_its_turn_comes() {
+        let mut order = Order::default();
+        let held = |receipt, text| Part {
+            held: Some(Held {
+                receipt,
+                failure: Some(Bytes::from_static(b"no ")),
+            }),
+            ..part(text)
+        };
+        [0, 1, 1].iter().for_each(|&server| _ = order.ask(server));
+        order.answered(1, held(5, "b "));
+        order.answered(1, held(6, "c "));
+        assert_eq!(order.unsent(), 4);
+        order.acknowledged(5, true);
+        order.acknowledged(6, false);
+        order.answered(0, part("a "));
+        assert_eq!(all(&mut order), "a b no ");
+        assert!(order.is_empty() && order.unsent() == 0);
+    }
+
+    #[test]
+    fn of_a_command_that_kafka_did_not_take_nothing_more_is_shown() {
+        for late in [false, true] {
+            let mut order = Order::default();
+            let piece = |piece, receipt, text| Part {
+                piece,
+                held: Some(Held {
+                    receipt,
+                    failure: Some(Bytes::from_static(b"ERROR ")),
+                }),
+                ..part(text)
+            };
+            [0, 1, 0, 1].iter().for_each(|&server| _ = order.ask(server));
+            order.answered(0, piece(Piece::More, 1, "a "));
+            order.answered(1, piece(Piece::More, 2, "b "));
+            let last = piece(Piece::Last, 3, "c END ");
+            if late {
+                order.acknowledged(1, false);
+                order.answered(0, last);
+            } else {
+                order.answered(0, last);
+                order.acknowledged(1, false);
+            }
+            order.answered(1, part("next "));
+            order.acknowledged(3, false);
+            order.acknowledged(2, true);
+            assert_eq!(all(&mut order), "ERROR next ", "late: {late}");
+            assert!(order.is_empty() && order.unsent() == 0);
+        }
     }
 
     #[test]

@@ -66,6 +66,8 @@ impl<S> Sorted<S> {
             return;
         }
         self.grows = false;
+        // What is said instead of a piece is said of the whole command.
+        let failed = verdict.failed || (matches!(told, Told::Instead(_)) && piece != Piece::Whole);
         let (bytes, held, shown) = match told {
             Told::Instead(bytes) => (bytes, None, 0..0),
             Told::Later(held) => (Bytes::new(), Some(held), shown),
@@ -75,7 +77,7 @@ impl<S> Sorted<S> {
             commands: 1,
             bytes,
             piece,
-            failed: verdict.failed,
+            failed,
             held,
         };
         self.parts.push((Place::Read, shown, part));

@@ -6,8 +6,6 @@
 //! follow, for a command that is forwarded must take the same bytes there as here. The rules are those of memcached 1.6.18
 //! (proto_text.c), and where a later version differs only in what it answers, its answer is what the client gets.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use memchr::{memchr, memrchr};
 
 /// The longest key, as sent.
@@ -763,10 +761,8 @@ fn fault(line: &[u8], words: &Words) -> Option<&'static [u8]> {
             _ => return Some(b"CLIENT_ERROR duplicate flag\r\n"),
         }
         let wrong: Option<&'static [u8]> = match letter {
-            b'b' => STANDARD
-                .decode(words.get(line, 1))
-                .err()
-                .map(|_| &b"CLIENT_ERROR error decoding key\r\n"[..]),
+            b'b' => (!super::base64::decode(words.get(line, 1), &mut Vec::new()))
+                .then_some(&b"CLIENT_ERROR error decoding key\r\n"[..]),
             b'N' | b'T' | b'R' => signed(rest).is_none().then_some(BAD_TOKEN),
             b'C' => unsigned(rest).is_none().then_some(BAD_TOKEN),
             b'F' => unsigned(rest).is_none().then(|| found.unwrap_or(BAD_FORMAT)),

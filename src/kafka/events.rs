@@ -12,7 +12,7 @@ use rdkafka::producer::{BaseRecord, ThreadedProducer};
 
 use crate::config::Kafka;
 
-use super::{KafkaError, SetIfAbsent, client_config, end_elsewhere, log_librdkafka};
+use super::{IN_FLIGHT, KafkaError, SetIfAbsent, client_config, end_elsewhere, log_librdkafka};
 
 /// Hears what became of each record. Called on librdkafka's thread: it must not wait.
 pub trait Delivery: Send + Sync + 'static {
@@ -93,6 +93,7 @@ impl EventProducer {
                 &(max_events / 2).max(1024).to_string(),
             )
             .set_if_absent(kafka, "linger.ms", "1")
+            .set_if_absent(kafka, IN_FLIGHT.0, IN_FLIGHT.1)
             .set_if_absent(kafka, "batch.num.messages", "10000");
         let producer = config.create_with_context(Context {
             delivery: delivery.clone(),

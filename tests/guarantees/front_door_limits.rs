@@ -151,6 +151,75 @@ fn an_answer_that_waits_for_kafka_waits_no_longer_than_it_may() {
 }
 
 #[test]
+fn an_answer_that_waits_for_kafka_is_told_by_its_own_event_and_in_its_turn() {
+    let _gate = shared();
+    let broker = Broker::start();
+    let region = RegionBuilder::new("us-east-1")
+        .kafka(&broker.client())
+        .cache(CacheSpec::new(SESSIONS).servers(2).front_door())
+        .set("front_door.event_ack", "\"acked\"")
+        .set("memcached.timeout", "\"30s\"")
+        .start();
+    let cache = region.cache(SESSIONS);
+    let on = |server: usize| -> String {
+        (0..)
+            .map(|n| format!("key:{n}"))
+            .find(|key| cache.server_of(key.as_bytes()) == server)
+            .unwrap()
+    };
+    let (slow, quick) = (on(0), on(1));
+    let mut client = Client::at(&region);
+    // The first of either server.
+    client.send(format!(
+        "set {slow} 0 0 1\r\nx\r\nset {quick} 0 0 1\r\nx\r\nset {slow} 0 0 1\r\ny\r\n"
+    ));
+    (0..3).for_each(|_| assert_eq!(client.line(), "STORED"));
+    // What Kafka has acknowledged before its turn came.
+    cache.servers[0].memcached.freeze();
+    client.send(format!("get {slow}\r\nset {quick} 0 0 1\r\nz\r\nget {quick}\r\n"));
+    region.wait_until("kafka has the event", LIMIT, |status| {
+        status["front_doors"][0]["acknowledged"] == 4
+    });
+    cache.servers[0].memcached.thaw();
+    assert_eq!(client.until("END").len(), 2);
+    assert_eq!(client.line(), "STORED");
+    assert_eq!(client.until("END")[1], "z");
+}
+
+#[test]
+fn a_binary_value_that_is_too_large_harms_nobody_else() {
+    let _gate = shared();
+    let cache = CacheSpec::new(SESSIONS)
+        .front_door()
+        .option("max_value_bytes", "\"64KiB\"");
+    let region = alone(cache, &[]);
+    let request = |opcode: u8, opaque: [u8; 4], key: &[u8], extras: &[u8], value: &[u8]| {
+        let mut bytes = vec![0x80, opcode, 0, key.len() as u8, extras.len() as u8, 0, 0, 0];
+        bytes.extend(((key.len() + extras.len() + value.len()) as u32).to_be_bytes());
+        bytes.extend(opaque);
+        bytes.extend([0; 8]);
+        [&bytes[..], extras, key, value].concat()
+    };
+    let mut own = std::net::TcpStream::connect(region.cache(SESSIONS).front_door()).unwrap();
+    own.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut ask = |bytes: Vec<u8>| -> (u16, [u8; 4]) {
+        own.write_all(&bytes).unwrap();
+        let mut header = [0; 24];
+        own.read_exact(&mut header).unwrap();
+        let length = u32::from_be_bytes(header[8..12].try_into().unwrap());
+        own.read_exact(&mut vec![0; length as usize]).unwrap();
+        let status = u16::from_be_bytes([header[6], header[7]]);
+        (status, header[12..16].try_into().unwrap())
+    };
+    assert_eq!(ask(request(1, *b"one1", b"key", &[0; 8], b"old")), (0, *b"one1"));
+    let large = vec![b'x'; 70_000];
+    assert_eq!(ask(request(1, *b"two2", b"key", &[0; 8], &large)), (3, *b"two2"));
+    // As memcached: what was there is gone; and the connection that others share is still the same.
+    assert_eq!(ask(request(0, *b"thr3", b"key", &[], b"")), (1, *b"thr3"));
+    assert_eq!(door(&region)["unreachable"], 0);
+}
+
+#[test]
 fn clients_that_read_nothing_hold_so_many_bytes_and_get_what_they_asked_for_when_they_read() {
     let _gate = shared();
     let cache = CacheSpec::new(SESSIONS).front_door();

@@ -96,6 +96,52 @@ fn tls_is_a_way_in_and_a_certificate_is_asked_for_where_that_is_wanted() {
     }
 }
 
+/// Gets large values through TLS with hardly any room to receive them; says how many bytes came, and how the connection ended.
+const TLS_LARGE: &str = r#"
+import json, socket, ssl, sys
+
+given = json.load(sys.stdin)
+host, port = given["address"].split(":")
+context = ssl.create_default_context(cafile=given["ca"])
+plain = socket.socket()
+plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+plain.settimeout(30)
+plain.connect((host, int(port)))
+with context.wrap_socket(plain, server_hostname="us-east-1") as stream:
+    stream.sendall(b"set large 0 0 300001\r\n" + b"v" * 300001 + b"\r\n")
+    said = stream.recv(100)
+    count = 0
+    for round in range(10):
+        stream.sendall(b"get large\r\n" * 2 + (b"quit\r\n" if round == 9 else b""))
+        wanted = 2 * (len(b"VALUE large 0 300001\r\n") + 300003 + 5)
+        while wanted > 0:
+            some = stream.recv(10000)
+            if not some:
+                break
+            wanted -= len(some)
+            count += len(some)
+    left = stream.recv(100)
+json.dump([said.decode(), count, left.decode()], sys.stdout)
+"#;
+
+#[test]
+fn the_end_of_an_answer_comes_through_tls_whatever_the_socket_takes() {
+    let _gate = shared();
+    let spec = CacheSpec::new(SESSIONS).front_door().option("listen_tls", "\"server\"");
+    let region = RegionBuilder::new("us-east-1")
+        .kafka(&broker().client())
+        .cache(spec)
+        .start();
+    let said: Value = python(
+        TLS_LARGE,
+        &json!({
+            "address": region.cache(SESSIONS).front_door(),
+            "ca": region.certs().path().join("ca.pem").display().to_string(),
+        }),
+    );
+    assert_eq!(said, json!(["STORED\r\n", 20 * (22 + 300_003 + 5), ""]));
+}
+
 #[test]
 fn ten_thousand_idle_clients_fit_and_one_more_is_told_so() {
     let _gate = shared();

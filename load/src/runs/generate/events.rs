@@ -75,6 +75,8 @@ impl Events {
             .set("bootstrap.servers", &target.kafka)
             .set("acks", "all")
             .set("linger.ms", target.linger_ms.to_string())
+            // As evrepl's own producers, for the reason that stands there (src/kafka.rs).
+            .set("max.in.flight.requests.per.connection", "5")
             // What is delivered tells nobody: half of what a record costs. All that are not under way any more and not
             // failed are delivered.
             .set("delivery.report.only.error", "true")
