@@ -165,6 +165,9 @@ impl Receipts for Letterbox {
     }
 }
 
+/// A key that may have been written, or may yet be, and what its event says.
+type Doubtful = (Vec<u8>, Said);
+
 /// An answer that waits for this many events.
 struct Waiting {
     session: Addr<FrontDoorSession>,
@@ -226,9 +229,9 @@ pub struct FrontDoorUpstream {
     last_receipt: Receipt,
     waiting: HashMap<Receipt, Waiting>,
     /// Writes that may have run, or may yet run, on a connection that was given up.
-    unsettled: Vec<(Vec<u8>, Said)>,
+    unsettled: Vec<Doubtful>,
     /// Of these the server has answered a new connection since; they are announced then.
-    settling: Option<(Instant, Vec<(Vec<u8>, Said)>)>,
+    settling: Option<(Instant, Vec<Doubtful>)>,
 }
 
 impl FrontDoorUpstream {
@@ -540,14 +543,14 @@ impl FrontDoorUpstream {
     }
 
     /// These may have been written, or may yet be.
-    fn doubt(&mut self, keys: impl Iterator<Item = (Vec<u8>, Said)>) {
+    fn doubt(&mut self, keys: impl Iterator<Item = Doubtful>) {
         let before = self.unsettled.len();
         // `gat` with blanks more than it needs.
         self.unsettled.extend(keys.filter(|(key, _)| !key.is_empty()));
         self.parts.shared.doubt(self.unsettled.len() - before);
     }
 
-    fn announce_doubtful(&mut self, keys: Vec<(Vec<u8>, Said)>) {
+    fn announce_doubtful(&mut self, keys: Vec<Doubtful>) {
         let now_ms = wall_ms().max(0) as u64;
         for (key, said) in &keys {
             self.announcer
@@ -666,7 +669,7 @@ async fn greet_binary(stream: &mut TcpStream) -> io::Result<Silence> {
 }
 
 /// The keys that a command without an answer may have written, with what their events say.
-fn may_have_written(expect: &Expect, keys: &[u8]) -> Vec<(Vec<u8>, Said)> {
+fn may_have_written(expect: &Expect, keys: &[u8]) -> Vec<Doubtful> {
     let named = expect.key.of_bytes(keys);
     let said = said(expect);
     match expect.asked {
