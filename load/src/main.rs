@@ -25,6 +25,7 @@ const QUIET: f64 = 0.5;
 
 /// The broker may have enough memory and its second compiler: it is not what is measured.
 const JVM: [&str; 2] = ["-Xms1g", "-Xmx1g"];
+
 fn main() -> ExitCode {
     plain_panics("evrepl-load");
     // Not for people: this program's own child.

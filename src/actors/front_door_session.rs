@@ -29,7 +29,7 @@ use crate::front_door::answers::{Asked, Piece};
 use crate::front_door::base64;
 use crate::front_door::binary::{self, Opcode};
 use crate::front_door::order::Order;
-use crate::front_door::out::{Out, SLICES};
+use crate::front_door::out::Out;
 use crate::front_door::text::{self, Hush, Parsed, Span, TextLimits, Verb};
 use crate::front_door::{Charge, DoorShared, Place};
 use crate::telemetry::event_trace::random_id;
@@ -309,18 +309,12 @@ impl FrontDoorSession {
             if self.out.is_empty() {
                 break;
             }
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.out.slices(&mut slices);
-            match self.parts.stream.poll_write(task, &slices[..count]) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(count)) => {
-                    self.out.advance(count);
-                    self.active = Instant::now();
-                    self.unflushed = true;
-                }
-                Poll::Ready(Err(error)) => return Err(error),
+            match self.out.poll_write(|slices| self.parts.stream.poll_write(task, slices)) {
+                Poll::Ready(wrote) => wrote?,
                 Poll::Pending => return Ok(()),
             }
+            self.active = Instant::now();
+            self.unflushed = true;
         }
         // TLS has taken more than the socket: it is asked until it has nothing left.
         if self.unflushed

@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::io::{self, IoSlice};
+use std::io;
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
@@ -32,7 +32,7 @@ use crate::front_door::answers::{self, Asked, Extent, Piece, Silence, Verdict};
 use crate::front_door::binary::{self, TEMPORARY_FAILURE};
 use crate::front_door::gets::{Gets, Got};
 use crate::front_door::order::{Held, Part, Receipt};
-use crate::front_door::out::{Out, SLICES};
+use crate::front_door::out::Out;
 use crate::front_door::sorted::{Sorted, Told};
 use crate::front_door::text::{Hush, Span, Verb};
 use crate::front_door::{Charge, DoorShared, UpstreamState, UpstreamView};
@@ -51,7 +51,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A receipt's number is that of its server, and one of the server's own below; it has 48 bits ([`AnnouncerHandle::announce`]).
 const SERVER_SHIFT: u32 = 36;
 const MAX_SERVER: Receipt = 0xfff;
-const END: &[u8] = b"END\r\n";
 /// A server that is away.
 static AWAY: RateLimit = RateLimit::new();
 
@@ -183,6 +182,14 @@ struct Open {
     since: Instant,
 }
 
+impl Open {
+    /// The keys that what is not answered may have written.
+    fn may_have_written(&self) -> impl Iterator<Item = Doubtful> {
+        let unanswered = self.forward.asked[self.answered..].iter();
+        unanswered.flat_map(|expect| may_have_written(expect, &self.forward.keys))
+    }
+}
+
 type Dial = Pin<Box<dyn Future<Output = io::Result<(TcpStream, Silence)>>>>;
 
 enum Link {
@@ -218,7 +225,6 @@ pub struct FrontDoorUpstream {
     out: Out,
     /// The `get`s of one key in `out` and on their way.
     gets: Gets,
-    merges: bool,
     inbox: BytesMut,
     /// How much of the answer at the beginning of `inbox` is known to be there.
     seen: usize,
@@ -250,8 +256,7 @@ impl FrontDoorUpstream {
             silence: Silence::default(),
             open: VecDeque::new(),
             out: Out::default(),
-            gets: Gets::default(),
-            merges: config.front_door.merge_gets,
+            gets: Gets::new(config.front_door.merge_gets),
             inbox: BytesMut::new(),
             seen: 0,
             announcer: parts.shared.announcer.handle(),
@@ -338,12 +343,8 @@ impl FrontDoorUpstream {
         };
         self.gets.close(&mut self.out);
         while !self.out.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.out.slices(&mut slices);
-            match Pin::new(&mut *stream).poll_write_vectored(task, &slices[..count]) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(count)) => self.out.advance(count),
-                Poll::Ready(Err(error)) => return Err(error),
+            match (self.out).poll_write(|slices| Pin::new(&mut *stream).poll_write_vectored(task, slices)) {
+                Poll::Ready(wrote) => wrote?,
                 Poll::Pending => break,
             }
         }
@@ -402,9 +403,9 @@ impl FrontDoorUpstream {
                 match self.gets.answer(expect.key.of_bytes(&open.forward.keys), rest)? {
                     Got::Missing(missing) => return Ok(missing),
                     Got::Value { value, end } => sorted.value(rest, value, end, together),
-                    Got::Nothing { end } => sorted.copied(&[], END, end, together),
+                    Got::Nothing { end } => sorted.value(rest, 0, end, together),
                     Got::Failed { line, last } => {
-                        sorted.copied(&rest[..line], &[], if last { line } else { 0 }, together);
+                        sorted.error(&rest[..line], last, together);
                     }
                 }
             } else {
@@ -528,8 +529,6 @@ impl FrontDoorUpstream {
         let wait = self.backoff.next(rand::random());
         self.link = Link::Closed(Some(Instant::now() + wait));
         self.parts.view.set(UpstreamState::Away);
-        self.out.clear();
-        self.gets.clear();
         self.inbox = BytesMut::new();
         self.seen = 0;
     }
@@ -545,8 +544,7 @@ impl FrontDoorUpstream {
     /// These may have been written, or may yet be.
     fn doubt(&mut self, keys: impl Iterator<Item = Doubtful>) {
         let before = self.unsettled.len();
-        // `gat` with blanks more than it needs.
-        self.unsettled.extend(keys.filter(|(key, _)| !key.is_empty()));
+        self.unsettled.extend(keys);
         self.parts.shared.doubt(self.unsettled.len() - before);
     }
 
@@ -572,20 +570,16 @@ impl FrontDoorUpstream {
         self.out.clear();
         self.gets.clear();
         let reason = format!("memcached at {} {why}", self.address);
-        let mut doubtful = Vec::new();
-        for open in std::mem::take(&mut self.open) {
+        let failed = std::mem::take(&mut self.open);
+        if sent {
+            self.doubt(failed.iter().flat_map(Open::may_have_written));
+        }
+        for open in failed {
             let Forward {
-                session,
-                server,
-                asked,
-                keys,
-                ..
+                session, server, asked, ..
             } = open.forward;
             let mut parts = Vec::new();
             for expect in &asked[open.answered..] {
-                if sent {
-                    doubtful.extend(may_have_written(expect, &keys));
-                }
                 let bytes = match expect.is_mute() {
                     true => Bytes::new(),
                     false => failure(expect, &reason),
@@ -602,7 +596,6 @@ impl FrontDoorUpstream {
             counts.unreachable.fetch_add(parts.len() as u64, Relaxed);
             session.do_send(Answers { server, parts });
         }
-        self.doubt(doubtful.into_iter());
     }
 
     /// Looks whether the server takes too long, and whether what a lost connection left behind has come to rest.
@@ -676,6 +669,8 @@ fn may_have_written(expect: &Expect, keys: &[u8]) -> Vec<Doubtful> {
         _ if expect.single || expect.key.is_empty() => Vec::new(),
         Asked::Text(Verb::Gat | Verb::Gats) => named
             .split(|&byte| byte == b' ')
+            // It may have blanks more than it needs.
+            .filter(|key| !key.is_empty())
             .map(|key| (key.to_vec(), said))
             .collect(),
         _ => vec![(named.to_vec(), said)],
@@ -751,18 +746,11 @@ impl ActorFuture<FrontDoorUpstream> for Turn {
 impl Drop for FrontDoorUpstream {
     /// What may have been written is not forgotten when the front door is rebuilt: a look that comes early is better than none.
     fn drop(&mut self) {
+        let open = std::mem::take(&mut self.open);
+        self.doubt(open.iter().flat_map(Open::may_have_written));
         let mut keys = std::mem::take(&mut self.unsettled);
         keys.extend(self.settling.take().into_iter().flat_map(|(_, keys)| keys));
         self.announce_doubtful(keys);
-        let now_ms = wall_ms().max(0) as u64;
-        for open in std::mem::take(&mut self.open) {
-            for expect in &open.forward.asked[open.answered..] {
-                for (key, said) in may_have_written(expect, &open.forward.keys) {
-                    self.announcer
-                        .announce(self.parts.cache, &key, said, None, None, now_ms);
-                }
-            }
-        }
     }
 }
 
@@ -791,9 +779,6 @@ impl Handler<Forward> for FrontDoorUpstream {
                 Sent::Gets(places) => {
                     for expect in &forward.asked[places.start as usize..places.end as usize] {
                         self.gets.add(expect.key.of_bytes(&forward.keys), &mut self.out);
-                        if !self.merges {
-                            self.gets.close(&mut self.out);
-                        }
                     }
                 }
             }

@@ -16,11 +16,12 @@ use super::out::Out;
 const MOST: usize = 64;
 /// Bytes of one command: memcached looks at a longer line twice.
 const LINE_BYTES: usize = 2000;
-const END: &[u8] = b"END\r\n";
+/// What ends a list of values.
+pub(super) const END: &[u8] = b"END\r\n";
 
 /// The `get`s of one connection that are on their way. See the module.
-#[derive(Default)]
 pub struct Gets {
+    most: usize,
     /// Keys of the command that is being written: it has no end yet.
     open: Vec<u64>,
     open_bytes: usize,
@@ -58,12 +59,24 @@ pub enum Got {
 }
 
 impl Gets {
+    /// None on their way. `merges`: several may be one command.
+    pub fn new(merges: bool) -> Gets {
+        Gets {
+            most: if merges { MOST } else { 1 },
+            open: Vec::new(),
+            open_bytes: 0,
+            sent: VecDeque::new(),
+            left: 0,
+            hasher: foldhash::fast::RandomState::default(),
+        }
+    }
+
     /// Writes a `get` of this key.
     pub fn add(&mut self, key: &[u8], out: &mut Out) {
         use std::hash::BuildHasher as _;
         let hash = self.hasher.hash_one(key);
         // A key that stood there twice could be answered with a value, and then with nothing, although it was only ever made.
-        let full = self.open.len() == MOST || self.open_bytes + key.len() > LINE_BYTES;
+        let full = self.open.len() == self.most || self.open_bytes + key.len() > LINE_BYTES;
         if full || self.open.contains(&hash) {
             self.close(out);
         }
@@ -156,6 +169,8 @@ fn read(key: &[u8], last: bool, bytes: &[u8], newline: usize) -> Result<Got, Str
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -163,11 +178,12 @@ mod tests {
     fn written(out: &mut Out) -> String {
         let mut text = String::new();
         while !out.is_empty() {
-            let mut slices = [std::io::IoSlice::new(&[]); super::super::out::SLICES];
-            let count = out.slices(&mut slices);
-            let some: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
-            text.push_str(std::str::from_utf8(&some).unwrap());
-            out.advance(some.len());
+            let wrote = out.poll_write(|slices| {
+                let some: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+                text.push_str(std::str::from_utf8(&some).unwrap());
+                Poll::Ready(Ok(some.len()))
+            });
+            assert!(matches!(wrote, Poll::Ready(Ok(()))));
         }
         text
     }
@@ -205,14 +221,17 @@ mod tests {
         shown
     }
 
+    /// These were asked for.
+    fn asked(merges: bool, keys: &[&str]) -> (Gets, Out) {
+        let (mut gets, mut out) = (Gets::new(merges), Out::default());
+        keys.iter().for_each(|key| gets.add(key.as_bytes(), &mut out));
+        gets.close(&mut out);
+        (gets, out)
+    }
+
     #[test]
     fn many_become_one_and_each_has_its_answer() {
-        let (mut gets, mut out) = (Gets::default(), Out::default());
-        ["a", "b", "c"]
-            .iter()
-            .for_each(|key| gets.add(key.as_bytes(), &mut out));
-        gets.add(b"a", &mut out);
-        gets.close(&mut out);
+        let (mut gets, mut out) = asked(true, &["a", "b", "c", "a"]);
         gets.close(&mut out);
         assert_eq!(written(&mut out), "get a b c\r\nget a\r\n");
         let shown = answers(
@@ -224,24 +243,23 @@ mod tests {
     }
 
     #[test]
+    fn each_is_its_own_command_where_that_is_wanted() {
+        let (mut gets, mut out) = asked(false, &["a", "b"]);
+        assert_eq!(written(&mut out), "get a\r\nget b\r\n");
+        let shown = answers(&mut gets, &["a", "b"], "END\r\nVALUE b 0 1\r\nx\r\nEND\r\n");
+        assert_eq!(shown, ["", "VALUE b 0 1\r\nx\r\n"]);
+    }
+
+    #[test]
     fn an_error_is_everybodys_behind_it() {
-        let (mut gets, mut out) = (Gets::default(), Out::default());
-        ["a", "b", "c"]
-            .iter()
-            .for_each(|key| gets.add(key.as_bytes(), &mut out));
-        gets.close(&mut out);
+        let (mut gets, _) = asked(true, &["a", "b", "c"]);
         let said = "SERVER_ERROR out of memory writing get response\r\n";
         assert_eq!(answers(&mut gets, &["a", "b", "c"], said), [said, said, said]);
     }
 
     #[test]
     fn what_was_not_asked_for_is_an_error() {
-        let asked = |keys: &[&str]| {
-            let (mut gets, mut out) = (Gets::default(), Out::default());
-            keys.iter().for_each(|key| gets.add(key.as_bytes(), &mut out));
-            gets.close(&mut out);
-            gets
-        };
+        let asked = |keys: &[&str]| asked(true, keys).0;
         assert!(asked(&["a"]).answer(b"a", b"VALUE b 0 1\r\nx\r\nEND\r\n").is_err());
         assert!(asked(&["a"]).answer(b"a", b"VALUE a 0 1\r\nx\r\nVALUE b 0").is_err());
         assert!(asked(&["a"]).answer(b"a", b"STORED\r\n").is_err());
@@ -250,16 +268,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_there(asked in proptest::collection::vec((0u8..90, 1usize..200, proptest::option::of(0usize..40)), 1..200)) {
-            let (mut gets, mut out) = (Gets::default(), Out::default());
-            let asked: Vec<(String, Option<String>)> = asked
+        fn whatever_is_there(drawn in proptest::collection::vec((0u8..90, 1usize..200, proptest::option::of(0usize..40)), 1..200)) {
+            let wanted: Vec<(String, Option<String>)> = drawn
                 .iter()
                 .map(|(n, length, value)| (format!("{n}{}", "k".repeat(*length)), value.map(|length| "\n".repeat(length))))
                 .collect();
-            asked.iter().for_each(|(key, _)| gets.add(key.as_bytes(), &mut out));
-            gets.close(&mut out);
+            let keys: Vec<&str> = wanted.iter().map(|(key, _)| key.as_str()).collect();
+            let (mut gets, mut out) = asked(true, &keys);
             let sent = written(&mut out);
-            let (mut said, mut expected, mut all) = (String::new(), Vec::new(), asked.iter());
+            let (mut said, mut expected, mut all) = (String::new(), Vec::new(), wanted.iter());
             for line in sent.lines() {
                 prop_assert!(line.len() < 2048);
                 for key in line.split(' ').skip(1) {
@@ -272,7 +289,6 @@ mod tests {
                 said.push_str("END\r\n");
             }
             prop_assert!(all.next().is_none());
-            let keys: Vec<&str> = asked.iter().map(|(key, _)| key.as_str()).collect();
             prop_assert_eq!(answers(&mut gets, &keys, &said), expected);
         }
     }

@@ -1,15 +1,16 @@
 //! Bytes on their way to a socket: small ones in one buffer, large ones where they are, uncopied.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
+use std::task::{Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 
 /// Up to this size bytes are copied: cheaper than a slice more in a vectored write, and a small answer does not keep the whole
 /// buffer that it came in.
-const COPIED_BYTES: usize = 1024;
+pub(super) const COPIED_BYTES: usize = 1024;
 /// Slices in one vectored write; they live on the stack.
-pub const SLICES: usize = 32;
+const SLICES: usize = 32;
 
 /// See the module.
 #[derive(Default)]
@@ -54,22 +55,30 @@ impl Out {
         }
     }
 
-    /// Fills `slices` with what is written next; says how many it filled.
-    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
+    /// Writes once: `write` is given what comes next, and says how many bytes it took.
+    pub fn poll_write(
+        &mut self,
+        write: impl FnOnce(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<()>> {
         let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
-        let mut count = 0;
-        for (slice, bytes) in slices
-            .iter_mut()
-            .zip(self.whole.iter().map(|bytes| &bytes[..]).chain(tail))
-        {
+        let next = self.whole.iter().map(|bytes| &bytes[..]).chain(tail);
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let mut filled = 0;
+        for (slice, bytes) in slices.iter_mut().zip(next) {
             *slice = IoSlice::new(bytes);
-            count += 1;
+            filled += 1;
         }
-        count
+        match ready!(write(&slices[..filled]))? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            count => {
+                self.advance(count);
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 
     /// Takes note that so many bytes were written.
-    pub fn advance(&mut self, mut count: usize) {
+    fn advance(&mut self, mut count: usize) {
         self.bytes -= count;
         while let Some(first) = self.whole.front_mut() {
             if count < first.len() {
@@ -116,12 +125,14 @@ mod tests {
                 if out.is_empty() {
                     break;
                 }
-                let mut slices = [IoSlice::new(&[]); SLICES];
-                let count = out.slices(&mut slices);
-                let some: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).take(*take).collect();
-                prop_assert!(!some.is_empty());
-                out.advance(some.len());
-                written.extend(some);
+                let wrote = out.poll_write(|slices| {
+                    let some = slices.iter().flat_map(|slice| slice.iter().copied()).take(*take);
+                    let before = written.len();
+                    written.extend(some);
+                    Poll::Ready(Ok(written.len() - before))
+                });
+                // Nothing would be an error.
+                prop_assert!(matches!(wrote, Poll::Ready(Ok(()))));
             }
             prop_assert_eq!(written, expected);
         }

@@ -5,11 +5,9 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 
 use super::answers::{Piece, Verdict};
+use super::gets::END;
 use super::order::{Held, Part};
-
-/// A value up to this size is copied together with what is written behind it: cheaper than two parts.
-const COPIED_BYTES: usize = 1024;
-const END: &[u8] = b"END\r\n";
+use super::out::COPIED_BYTES;
 
 /// When a client is told what memcached has answered.
 pub enum Told {
@@ -83,7 +81,7 @@ impl<S> Sorted<S> {
         self.parts.push((Place::Read, shown, part));
     }
 
-    /// Adds a value that is so long, at the beginning of `rest`; `end` bytes behind it end what memcached said.
+    /// Adds a value that is so long, or nothing, at the beginning of `rest`; `end` bytes behind it end what memcached said.
     pub fn value(&mut self, rest: &[u8], value: usize, end: usize, together: bool) {
         if value <= COPIED_BYTES {
             self.copied(&rest[..value], END, value + end, together);
@@ -99,8 +97,13 @@ impl<S> Sorted<S> {
         }
     }
 
+    /// Adds a line that is also said to those behind, if it is not their `last`.
+    pub fn error(&mut self, line: &[u8], last: bool, together: bool) {
+        self.copied(line, &[], if last { line.len() } else { 0 }, together);
+    }
+
     /// Adds an answer made of these, for which so many bytes of the read are taken.
-    pub fn copied(&mut self, one: &[u8], other: &[u8], taken: usize, together: bool) {
+    fn copied(&mut self, one: &[u8], other: &[u8], taken: usize, together: bool) {
         let start = self.made.len();
         self.made.extend_from_slice(one);
         self.made.extend_from_slice(other);
@@ -198,7 +201,7 @@ mod tests {
         sorted.finish(0, 'A');
         sorted.value(&read[16..], 16, 0, false);
         sorted.value(&read[32..], 16, 5, true);
-        sorted.copied(&[], END, 0, true);
+        sorted.value(&[], 0, 0, true);
         sorted.finish(0, 'B');
         assert_eq!(sorted.taken(), read.len());
         let expected = [

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use evrepl_lab::{
-    Broker, CacheSpec, KafkaClient, Region, TwoRegions, TwoRegionsSpec, accounted, assert_same, settle, shared,
+    Broker, Cache, CacheSpec, KafkaClient, Region, TwoRegions, TwoRegionsSpec, accounted, assert_same, settle, shared,
     wait_until,
 };
 use serde_json::Value;
@@ -92,6 +92,21 @@ fn pair(servers: usize) -> TwoRegionsSpec {
     TwoRegionsSpec::new()
         .us(move |us| us.cache(spec()))
         .eu(move |eu| eu.cache(spec()))
+}
+
+/// A region without a peer.
+pub(crate) fn alone(kafka: &std::sync::Arc<KafkaClient>, cache: CacheSpec, settings: &[(&str, &str)]) -> Region {
+    let mut region = evrepl_lab::RegionBuilder::new("us-east-1").kafka(kafka).cache(cache);
+    for (path, literal) in settings {
+        region = region.set(path, literal);
+    }
+    region.start()
+}
+
+/// A key that this server holds.
+pub(crate) fn key_on(cache: &Cache, server: usize) -> String {
+    let mut keys = (0..).map(|n| format!("key:{n}"));
+    keys.find(|key| cache.server_of(key.as_bytes()) == server).unwrap()
 }
 
 /// Everything that was written has come to its end.
@@ -275,13 +290,7 @@ fn a_memcached_that_dies_is_an_error_and_back_when_it_is_and_the_others_go_on() 
     let pair = pair(2).one_way().start();
     let mut client = Client::at(&pair.us);
     let cache = pair.us.cache(SESSIONS);
-    let on = |server: usize| -> String {
-        (0..)
-            .map(|n| format!("key:{n}"))
-            .find(|key| cache.server_of(key.as_bytes()) == server)
-            .unwrap()
-    };
-    let (dead, well) = (on(0), on(1));
+    let (dead, well) = (key_on(cache, 0), key_on(cache, 1));
     assert_eq!(
         (client.set(&dead, "1"), client.set(&well, "1")),
         ("STORED".to_owned(), "STORED".to_owned())
@@ -350,23 +359,13 @@ fn a_client_that_does_not_read_delays_nobody_else() {
     }
 }
 
-/// A region without a peer whose Kafka can go away.
-fn alone(kafka: &std::sync::Arc<KafkaClient>, settings: &[(&str, &str)]) -> Region {
-    let mut region = evrepl_lab::RegionBuilder::new("us-east-1")
-        .kafka(kafka)
-        .cache(CacheSpec::new(SESSIONS).front_door());
-    for (path, literal) in settings {
-        region = region.set(path, literal);
-    }
-    region.start()
-}
-
 #[test]
 fn writes_go_on_without_kafka_and_their_keys_are_produced_when_it_is_back() {
     let _gate = shared();
     let broker = Broker::start();
     let region = alone(
         &broker.client(),
+        CacheSpec::new(SESSIONS).front_door(),
         &[
             ("front_door.event_timeout", "\"500ms\""),
             ("front_door.max_queued_events", "100"),
@@ -406,7 +405,8 @@ fn writes_are_refused_without_kafka_where_that_is_asked_for() {
         ("front_door.event_ack", "\"acked\""),
         ("front_door.on_kafka_down", "\"refuse\""),
     ];
-    let region = alone(&broker.client(), &settings);
+    let cache = CacheSpec::new(SESSIONS).front_door();
+    let region = alone(&broker.client(), cache, &settings);
     let mut client = Client::at(&region);
     assert_eq!(client.set("key", "old"), "STORED");
     broker.freeze();

@@ -6,19 +6,25 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use evrepl::event;
-use evrepl_lab::{Broker, CacheSpec, Region, RegionBuilder, TwoRegionsSpec, assert_same, broker, shared, wait_until};
+use evrepl_lab::{Broker, CacheSpec, Region, TwoRegionsSpec, assert_same, broker, shared, wait_until};
 
-use crate::front_door::{Client, arrived, door};
+use crate::front_door::{Client, alone, arrived, door, key_on};
 
 const SESSIONS: &str = "sessions";
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn alone(cache: CacheSpec, settings: &[(&str, &str)]) -> Region {
-    let mut region = RegionBuilder::new("us-east-1").kafka(&broker().client()).cache(cache);
-    for (path, literal) in settings {
-        region = region.set(path, literal);
-    }
-    region.start()
+/// A region with the Kafka that all share.
+fn region(cache: CacheSpec, settings: &[(&str, &str)]) -> Region {
+    alone(&broker().client(), cache, settings)
+}
+
+/// One that holds little for its clients, and a client who knows of a large value there.
+fn small() -> (Region, Client) {
+    let cache = CacheSpec::new(SESSIONS).front_door();
+    let region = region(cache, &[("front_door.max_buffered_bytes", "\"1MiB\"")]);
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("large", &"v".repeat(400_000)), "STORED");
+    (region, client)
 }
 
 /// Lengths from nothing to more than is copied, and one that takes many reads.
@@ -34,7 +40,7 @@ fn gets_of_many_clients_travel_together_and_each_has_its_own_answer() {
     let _gate = shared();
     for threads in ["1", "2"] {
         let cache = CacheSpec::new(SESSIONS).servers(2).front_door();
-        let region = alone(cache, &[("front_door.threads", threads)]);
+        let region = region(cache, &[("front_door.threads", threads)]);
         let mut client = Client::at(&region);
         // Every third is not there.
         for key in (0..60).filter(|key| key % 3 != 0) {
@@ -119,12 +125,14 @@ fn a_memcached_that_stands_still_is_an_error_and_what_it_does_when_it_wakes_up_i
 fn an_answer_that_waits_for_kafka_waits_no_longer_than_it_may() {
     let _gate = shared();
     let broker = Broker::start();
-    let region = RegionBuilder::new("us-east-1")
-        .kafka(&broker.client())
-        .cache(CacheSpec::new(SESSIONS).front_door())
-        .set("front_door.event_timeout", "\"1s\"")
-        .set("front_door.event_ack", "\"acked\"")
-        .start();
+    let region = alone(
+        &broker.client(),
+        CacheSpec::new(SESSIONS).front_door(),
+        &[
+            ("front_door.event_timeout", "\"1s\""),
+            ("front_door.event_ack", "\"acked\""),
+        ],
+    );
     let mut client = Client::at(&region);
     assert_eq!(client.set("before", "x"), "STORED");
     assert_eq!(door(&region)["acknowledged"], 1, "it was answered after kafka had it");
@@ -154,20 +162,13 @@ fn an_answer_that_waits_for_kafka_waits_no_longer_than_it_may() {
 fn an_answer_that_waits_for_kafka_is_told_by_its_own_event_and_in_its_turn() {
     let _gate = shared();
     let broker = Broker::start();
-    let region = RegionBuilder::new("us-east-1")
-        .kafka(&broker.client())
-        .cache(CacheSpec::new(SESSIONS).servers(2).front_door())
-        .set("front_door.event_ack", "\"acked\"")
-        .set("memcached.timeout", "\"30s\"")
-        .start();
+    let region = alone(
+        &broker.client(),
+        CacheSpec::new(SESSIONS).servers(2).front_door(),
+        &[("front_door.event_ack", "\"acked\""), ("memcached.timeout", "\"30s\"")],
+    );
     let cache = region.cache(SESSIONS);
-    let on = |server: usize| -> String {
-        (0..)
-            .map(|n| format!("key:{n}"))
-            .find(|key| cache.server_of(key.as_bytes()) == server)
-            .unwrap()
-    };
-    let (slow, quick) = (on(0), on(1));
+    let (slow, quick) = (key_on(cache, 0), key_on(cache, 1));
     let mut client = Client::at(&region);
     // The first of either server.
     client.send(format!(
@@ -192,7 +193,7 @@ fn a_binary_value_that_is_too_large_harms_nobody_else() {
     let cache = CacheSpec::new(SESSIONS)
         .front_door()
         .option("max_value_bytes", "\"64KiB\"");
-    let region = alone(cache, &[]);
+    let region = region(cache, &[]);
     let request = |opcode: u8, opaque: [u8; 4], key: &[u8], extras: &[u8], value: &[u8]| {
         let mut bytes = vec![0x80, opcode, 0, key.len() as u8, extras.len() as u8, 0, 0, 0];
         bytes.extend(((key.len() + extras.len() + value.len()) as u32).to_be_bytes());
@@ -222,10 +223,7 @@ fn a_binary_value_that_is_too_large_harms_nobody_else() {
 #[test]
 fn clients_that_read_nothing_hold_so_many_bytes_and_get_what_they_asked_for_when_they_read() {
     let _gate = shared();
-    let cache = CacheSpec::new(SESSIONS).front_door();
-    let region = alone(cache, &[("front_door.max_buffered_bytes", "\"1MiB\"")]);
-    let mut client = Client::at(&region);
-    assert_eq!(client.set("large", &"v".repeat(400_000)), "STORED");
+    let (region, client) = small();
     drop(client);
     let before = region.rss_bytes();
     let mut clients: Vec<Client> = (0..40).map(|_| Client::at(&region)).collect();
@@ -257,10 +255,7 @@ fn clients_that_read_nothing_hold_so_many_bytes_and_get_what_they_asked_for_when
 #[test]
 fn clients_that_never_read_give_way_to_those_that_do() {
     let _gate = shared();
-    let cache = CacheSpec::new(SESSIONS).front_door();
-    let region = alone(cache, &[("front_door.max_buffered_bytes", "\"1MiB\"")]);
-    let mut client = Client::at(&region);
-    assert_eq!(client.set("large", &"v".repeat(400_000)), "STORED");
+    let (region, mut client) = small();
     let mut stuck: Vec<Client> = (0..20).map(|_| Client::at(&region)).collect();
     for stuck in &mut stuck {
         stuck.send("get large\r\n".repeat(20));
@@ -283,7 +278,7 @@ fn clients_that_never_read_give_way_to_those_that_do() {
 fn a_client_that_is_idle_for_too_long_is_disconnected_and_one_that_waits_for_its_answer_is_not() {
     let _gate = shared();
     let cache = CacheSpec::new(SESSIONS).front_door();
-    let region = alone(cache, &[("front_door.idle_timeout", "\"1s\"")]);
+    let region = region(cache, &[("front_door.idle_timeout", "\"1s\"")]);
     let (mut idle, mut busy) = (Client::at(&region), Client::at(&region));
     assert_eq!(idle.set("key", "x"), "STORED");
     let since = Instant::now();
@@ -309,7 +304,7 @@ fn what_comes_in_at_the_door_for_fills_only_fills() {
     let cache = CacheSpec::new(SESSIONS)
         .front_door()
         .option("listen_fills", &format!("\"unix:{}\"", path.display()));
-    let region = alone(cache, &[]);
+    let region = region(cache, &[]);
     let mut fills = UnixStream::connect(&path).unwrap();
     fills
         .write_all(b"set filled 0 0 1\r\nx\r\ndelete filled\r\nquit\r\n")

@@ -111,9 +111,10 @@ with context.wrap_socket(plain, server_hostname="us-east-1") as stream:
     stream.sendall(b"set large 0 0 300001\r\n" + b"v" * 300001 + b"\r\n")
     said = stream.recv(100)
     count = 0
-    for round in range(10):
-        stream.sendall(b"get large\r\n" * 2 + (b"quit\r\n" if round == 9 else b""))
-        wanted = 2 * (len(b"VALUE large 0 300001\r\n") + 300003 + 5)
+    for round in range(2):
+        # More than the sockets hold.
+        stream.sendall(b"get large\r\n" * 30 + (b"quit\r\n" if round == 1 else b""))
+        wanted = 30 * (len(b"VALUE large 0 300001\r\n") + 300003 + 5)
         while wanted > 0:
             some = stream.recv(10000)
             if not some:
@@ -139,7 +140,7 @@ fn the_end_of_an_answer_comes_through_tls_whatever_the_socket_takes() {
             "ca": region.certs().path().join("ca.pem").display().to_string(),
         }),
     );
-    assert_eq!(said, json!(["STORED\r\n", 20 * (22 + 300_003 + 5), ""]));
+    assert_eq!(said, json!(["STORED\r\n", 60 * (22 + 300_003 + 5), ""]));
 }
 
 #[test]

@@ -96,6 +96,30 @@ impl World {
         world
     }
 
+    /// What the client is asked to do, directly or through the front door, with so many connections and commands at once.
+    fn asks(
+        &self,
+        door: bool,
+        command: &str,
+        (connections, pipelined): (usize, usize),
+        rate: Option<u64>,
+        seconds: f64,
+    ) -> Asked {
+        Asked {
+            address: match door {
+                true => self.region.cache(CACHE).front_door(),
+                false => self.direct.address(),
+            },
+            command: command.to_owned(),
+            connections,
+            pipelined,
+            rate,
+            keys: KEYS,
+            value_bytes: VALUE_BYTES,
+            seconds,
+        }
+    }
+
     /// One case, directly or through the front door.
     fn run(&self, name: &str, door: bool, asked: Asked) -> Result<Case, String> {
         let memcached = match door {
@@ -172,16 +196,7 @@ pub fn run(
     for run in 1..=runs {
         let world = World::start(broker, binary, settings);
         if run == 1 && warm {
-            let asked = Asked {
-                address: world.region.cache(CACHE).front_door(),
-                command: "set".to_owned(),
-                connections: 16,
-                pipelined: 16,
-                rate: None,
-                keys: KEYS,
-                value_bytes: VALUE_BYTES,
-                seconds: WARM_UP.as_secs_f64(),
-            };
+            let asked = world.asks(true, "set", (16, 16), None, WARM_UP.as_secs_f64());
             warm_up(|| world.run("warm-up", true, asked.clone()).map(|_| ()))?;
         }
         let mut cases = Vec::new();
@@ -211,20 +226,7 @@ pub fn run(
                 if stop.asked() {
                     return Err("stopped".to_owned());
                 }
-                let address = match door {
-                    true => world.region.cache(CACHE).front_door(),
-                    false => world.direct.address(),
-                };
-                let asked = Asked {
-                    address,
-                    command: command.to_owned(),
-                    connections,
-                    pipelined,
-                    rate,
-                    keys: KEYS,
-                    value_bytes: VALUE_BYTES,
-                    seconds,
-                };
+                let asked = world.asks(door, command, (connections, pipelined), rate, seconds);
                 eprintln!(
                     "run {run} of {runs}: {name}, {}",
                     if door { "front door" } else { "memcached" }
