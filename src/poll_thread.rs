@@ -88,6 +88,16 @@ const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
 /// A retry record is taken so much before its time: records parked together would else pause their partition one by one.
 const EARLY: Duration = Duration::from_millis(50);
 
+/// For how much longer a partition whose queue has been full for `full` may keep the poll thread waiting, when no consumer has
+/// taken a chunk for `nobody_took`; `None`: it is to be paused.
+fn may_wait(full: Duration, nobody_took: Duration) -> Option<Duration> {
+    let limit = match nobody_took >= PAUSE_AFTER {
+        true => PAUSE_AFTER,
+        false => PAUSE_ANYWAY,
+    };
+    limit.checked_sub(full).filter(|left| !left.is_zero())
+}
+
 /// Where a record's key and value lie in its chunk, and what came with it.
 #[derive(Debug)]
 pub struct RecordEntry {
@@ -979,8 +989,7 @@ impl<'a> PollLoop<'a> {
         if appeared != self.room_appeared.0 {
             self.room_appeared = (appeared, now);
         }
-        let stands_still = now.saturating_duration_since(self.room_appeared.1) >= PAUSE_AFTER;
-        let limit = if stands_still { PAUSE_AFTER } else { PAUSE_ANYWAY };
+        let nobody_took = now.saturating_duration_since(self.room_appeared.1);
         let mut left = PAUSE_AFTER;
         let mut waits = false;
         for lane in &mut self.lanes {
@@ -990,14 +999,11 @@ impl<'a> PollLoop<'a> {
             if lane.flush() {
                 continue;
             }
-            let waited = now.saturating_duration_since(since);
-            match waited < limit {
-                true => left = left.min(limit - waited),
-                false => {
-                    Self::pause(&self.consumer, lane);
-                    continue;
-                }
-            }
+            let Some(may_wait) = may_wait(now.saturating_duration_since(since), nobody_took) else {
+                Self::pause(&self.consumer, lane);
+                continue;
+            };
+            left = left.min(may_wait);
             waits = true;
         }
         if waits {
@@ -1360,5 +1366,27 @@ static TROUBLES: RateLimit = RateLimit::new();
 fn say_rarely(error: &KafkaError, what: &str) {
     if let Some(unsaid) = TROUBLES.due(what) {
         tracing::warn!(%error, unsaid, "{what}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_partition_that_stands_still_beside_others_is_paused_after_a_second_and_one_of_a_flow_that_does_at_once() {
+        // Others take chunks.
+        assert_eq!(may_wait(ms(0), ms(0)), Some(ms(1000)));
+        assert_eq!(may_wait(ms(400), ms(49)), Some(ms(600)));
+        assert_eq!(may_wait(ms(1000), ms(0)), None);
+        // Nobody does.
+        assert_eq!(may_wait(ms(0), ms(50)), Some(ms(50)));
+        assert_eq!(may_wait(ms(49), ms(5000)), Some(ms(1)));
+        assert_eq!(may_wait(ms(50), ms(50)), None);
+        assert_eq!(may_wait(ms(400), ms(60)), None);
     }
 }

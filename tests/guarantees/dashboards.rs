@@ -4,8 +4,12 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use evrepl::telemetry::metrics::METRICS;
-use evrepl_lab::{Prometheus, TwoRegionsSpec, holds_within, promtool, repository, settle, shared};
+use evrepl_lab::{
+    CacheSpec, Prometheus, RegionBuilder, TwoRegionsSpec, holds_within, promtool, repository, settle, shared,
+};
 use serde_json::Value;
+
+use crate::front_door::Client;
 
 const RULES: &str = "config/prometheus/evrepl.rules.yml";
 const DASHBOARD: &str = "config/grafana/evrepl.json";
@@ -89,15 +93,24 @@ fn operands(expression: &str) -> Vec<String> {
 #[test]
 fn every_query_of_the_dashboard_and_every_alert_is_answered_while_two_regions_run() {
     let _gate = shared();
-    let pair = TwoRegionsSpec::new().extra("[canary]\ninterval = \"1s\"").start();
+    let doors = |builder: RegionBuilder| builder.cache(CacheSpec::new("sessions").front_door());
+    let pair = TwoRegionsSpec::new()
+        .extra("[canary]\ninterval = \"1s\"")
+        .us(doors)
+        .eu(doors)
+        .start();
     let admin = |url: String| url.trim_start_matches("http://").to_owned();
     let targets = pair.both().map(|region| admin(region.admin_url()));
     let prometheus = Prometheus::start(&targets, &repository(RULES));
     let dashboard = fs::read_to_string(repository(DASHBOARD)).unwrap();
     let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
     let mut writers = pair.both().map(|region| region.writer("sessions"));
+    let mut clients = pair.both().map(Client::at);
     let mut written = 0;
     let mut write = || {
+        for client in &mut clients {
+            assert_eq!(client.set("key:door", "value"), "STORED");
+        }
         for writer in &mut writers {
             for _ in 0..20 {
                 written += 1;

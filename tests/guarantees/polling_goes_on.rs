@@ -96,3 +96,35 @@ fn events_that_trickle_in_are_sent_together() {
     assert!(sent >= 1.0 && sent <= 2.0 * windows, "{sent} batches in {windows} s");
     assert_same(&pair.both(), "sessions", &keys);
 }
+
+/// A pause throws away what librdkafka has fetched: relay and broker would fetch it again, and again.
+#[test]
+fn partitions_that_are_only_slower_than_kafka_are_not_paused() {
+    const WRITES: usize = 60_000;
+    let _gate = shared();
+    let pair = TwoRegionsSpec::new()
+        .one_way()
+        .cache(CacheSpec::new("sessions").memcached_args(&["-m", "256"]))
+        // Each chunk takes as long as on a machine that is busy with others.
+        .us(|us| {
+            us.set("flow.max_in_flight_events", "8000")
+                .env("FAILPOINTS", "partition_consumer_chunk=sleep(20)")
+        })
+        .build();
+    let keys: Vec<String> = (0..WRITES).map(|n| format!("key:{n}")).collect();
+    pair.us.writer("sessions").set_all(keys.iter().map(|key| (key, key)));
+    for region in pair.both() {
+        region.start();
+    }
+    let (mut seen, mut paused) = (0, 0);
+    wait_until("all are through", LIMIT, || {
+        let status = pair.us.status();
+        seen += 1;
+        paused += usize::from(status["flows"][0]["paused_partitions"] != 0);
+        pair.us.flow(EU).consumed == WRITES as u64
+    });
+    assert!(seen >= 10, "looked {seen} times");
+    assert_eq!(paused, 0, "of {seen} looks");
+    settle(&pair.both());
+    assert_same(&pair.both(), "sessions", &keys);
+}

@@ -20,8 +20,12 @@ const MEMCACHED_MIB: &str = "512";
 const PARTITIONS: i32 = 4;
 
 /// A broker answers a waiting fetch as soon as there is something; the embedded one only when the wait is over. So the relays
-/// wait 5 ms instead of their 100, or that would be the latency.
-const FETCH: (&str, &str) = ("kafka.properties", "{ \"fetch.wait.max.ms\" = \"5\" }");
+/// wait 5 ms instead of their 100, or that would be the latency. It answers with one batch of a partition, too, and looks for it
+/// among all that there are, from the first: with the Writer's linger of 1 ms latency would grow by a millisecond a second.
+const PROPERTIES: (&str, &str) = (
+    "kafka.properties",
+    "{ \"fetch.wait.max.ms\" = \"5\", \"linger.ms\" = \"10\" }",
+);
 
 /// A first start on a machine that still compiles may take this long.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -99,7 +103,7 @@ impl World {
 fn dressed(builder: RegionBuilder, kafka: &Arc<KafkaClient>) -> RegionBuilder {
     // Jaeger gives each service a colour, so each region is one.
     let service = format!("evrepl-{}", builder.name());
-    let builder = builder.kafka(kafka).topics_exist().set(FETCH.0, FETCH.1);
+    let builder = builder.kafka(kafka).topics_exist().set(PROPERTIES.0, PROPERTIES.1);
     builder.env(SERVICE_VARIABLE, &service)
 }
 
