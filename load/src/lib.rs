@@ -14,6 +14,7 @@ pub mod needs;
 pub mod pace;
 pub mod processes;
 pub mod runs;
+pub mod setting;
 pub mod stop;
 pub mod values;
 

@@ -17,7 +17,9 @@ const STARTED_WITHIN: Duration = Duration::from_secs(5);
 pub struct Usage {
     /// User and system, in seconds, threads that have ended included.
     pub cpu_seconds: f64,
-    /// The same by the name of the thread; threads of one name together, only those that live.
+    /// What of it the kernel ran for the process: sockets, mostly.
+    pub system_seconds: f64,
+    /// User and system by the name of the thread; threads of one name together, only those that live.
     pub threads: BTreeMap<String, f64>,
     /// The most resident memory it ever had, in bytes.
     pub peak_rss_bytes: u64,
@@ -40,8 +42,11 @@ impl Usage {
                 *threads.entry(stat.name.to_string()).or_default() += cpu;
             }
         }
+        let stat = read("stat");
+        let stat = parse_stat(&stat);
         Usage {
-            cpu_seconds: parse_stat(&read("stat")).map_or(0.0, |stat| stat.cpu_seconds),
+            cpu_seconds: stat.as_ref().map_or(0.0, |stat| stat.cpu_seconds),
+            system_seconds: stat.as_ref().map_or(0.0, |stat| stat.system_seconds),
             threads,
             peak_rss_bytes: in_kib(&read("status"), "VmHWM:"),
         }
@@ -52,6 +57,7 @@ impl Usage {
         let less = |(name, cpu): (&String, &f64)| (name.clone(), cpu - before.threads.get(name).unwrap_or(&0.0));
         Usage {
             cpu_seconds: self.cpu_seconds - before.cpu_seconds,
+            system_seconds: self.system_seconds - before.system_seconds,
             threads: self.threads.iter().map(less).collect(),
             peak_rss_bytes: self.peak_rss_bytes,
         }
@@ -96,6 +102,7 @@ struct Stat<'a> {
     name: &'a str,
     parent: u32,
     cpu_seconds: f64,
+    system_seconds: f64,
 }
 
 /// A line of /proc/<pid>/stat: the second field is the name in parentheses and may hold anything.
@@ -104,11 +111,13 @@ fn parse_stat(line: &str) -> Option<Stat<'_>> {
     let (_, name) = head.split_once('(')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     // After the name: state, parent, ...; user and system time are the 14th and 15th of the line.
-    let ticks = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    let seconds = |index: usize| Some(fields.get(index)?.parse::<u64>().ok()? as f64 / TICKS);
+    let (user, system) = (seconds(11)?, seconds(12)?);
     Some(Stat {
         name,
         parent: fields.get(1)?.parse().ok()?,
-        cpu_seconds: (ticks(11)? + ticks(12)?) as f64 / TICKS,
+        cpu_seconds: user + system,
+        system_seconds: system,
     })
 }
 
@@ -144,7 +153,8 @@ mod tests {
         let line =
             "4242 (rdk: (b) 1) S 17 4242 4242 0 -1 4194560 10 0 0 0 250 50 0 0 20 0 1 0 99 1000 5 18446744073709551615";
         let stat = parse_stat(line).unwrap();
-        assert_eq!((stat.name, stat.parent, stat.cpu_seconds), ("rdk: (b) 1", 17, 3.0));
+        assert_eq!((stat.name, stat.parent), ("rdk: (b) 1", 17));
+        assert_eq!((stat.cpu_seconds, stat.system_seconds), (3.0, 0.5));
         assert_eq!(parse_schedstat("2500000000 17 4\n"), Some(2.5));
         assert!(parse_schedstat("").is_none());
         assert!(parse_stat("").is_none() && parse_stat("1 (x) S").is_none());

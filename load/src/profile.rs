@@ -11,6 +11,7 @@ use evrepl_load::budget::frames::Frames;
 use evrepl_load::budget::rules::Process;
 use evrepl_load::budget::table;
 use evrepl_load::runs::progress::Progress;
+use evrepl_load::setting::Setting;
 use evrepl_load::stop::Stop;
 use evrepl_load::{needs, plain_panics};
 
@@ -42,7 +43,7 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// A setting of both evrepl processes, with a TOML literal: `flow.lanes=2`; may be repeated.
-    #[arg(long = "set", value_name = "PATH=LITERAL")]
+    #[arg(long = "set", value_name = "TABLE.KEY=LITERAL")]
     settings: Vec<String>,
     /// How many functions are listed in each list; 0 for the tables alone.
     #[arg(long, value_name = "N", default_value_t = 15)]
@@ -68,13 +69,8 @@ impl Arguments {
     }
 
     fn settings(&self) -> Result<String, String> {
-        let toml = |setting: &String| {
-            let (path, literal) = setting.split_once('=')?;
-            let (table, key) = path.rsplit_once('.')?;
-            Some(format!("[{table}]\n{key} = {literal}\n"))
-        };
         let each = self.settings.iter();
-        each.map(|setting| toml(setting).ok_or_else(|| format!("--set {setting}: expected TABLE.KEY=LITERAL")))
+        each.map(|setting| Setting::parse(setting).map(|setting| setting.lines()))
             .collect()
     }
 }

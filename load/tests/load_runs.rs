@@ -169,6 +169,8 @@ fn short_runs_of_every_kind_lose_nothing_and_say_what_they_measured() {
         );
         assert!(number(name, "/cpu/relay_and_agent_by_memcacheds") > 0.0, "{all:#}");
         assert!(number(name, "/cpu_seconds_per_million/generator") >= 0.0, "{all:#}");
+        let system = number(name, "/system_seconds_per_million/relay");
+        assert!(system <= number(name, "/cpu_seconds_per_million/relay"), "{all:#}");
     }
     // A drain so short may lie between two samples: then it has no rate.
     assert!(number("drain-100", "/events_per_second") != 0.0);

@@ -1,15 +1,16 @@
 //! AgentListener: accepts connections from peers, checks who calls, greets, and starts a session for each.
 //!
-//! In: TCP connections. Out: an [`AgentSession`] per accepted caller; one log line per refused one.
+//! In: TCP connections. Out: an [`AgentSession`] per accepted caller, on the agent's threads in turn; one log line per refused one.
 //! The caller's region comes from its certificate, never from what it says. Restarts alone: sessions go on without it.
 //! Bounded by: [`MAX_GREETINGS`] at once, each within [`GREETING_TIMEOUT`].
 
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use actix::prelude::*;
+use actix_rt::ArbiterHandle;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -90,6 +91,32 @@ pub struct AgentListenerParts {
     pub tick: Arc<AtomicU64>,
     /// Where sessions send items, by server number.
     pub writers: Vec<Handoff<ApplyItems>>,
+    /// Where sessions run.
+    pub threads: Threads,
+}
+
+/// The threads of an agent, `agent.threads`. Writers are on them by server number, the first server's on the first; sessions in turn
+/// from the last one backwards, so that a writer and a session that are alone have a thread each.
+#[derive(Clone)]
+pub struct Threads {
+    handles: Vec<ArbiterHandle>,
+    sessions: Arc<AtomicUsize>,
+}
+
+impl Threads {
+    /// No session runs on them yet.
+    pub fn new(handles: Vec<ArbiterHandle>) -> Threads {
+        Threads {
+            handles,
+            sessions: Arc::default(),
+        }
+    }
+
+    /// The one for the next session.
+    fn next(&self) -> &ArbiterHandle {
+        let before = self.sessions.fetch_add(1, Relaxed) % self.handles.len();
+        &self.handles[self.handles.len() - 1 - before]
+    }
 }
 
 /// See the module.
@@ -129,9 +156,11 @@ impl Actor for AgentListener {
                 match listener.accept().await {
                     Ok((tcp, remote)) => {
                         fail::fail_point!("agent_listener_accept");
-                        let parts = parts.clone();
-                        actix_rt::spawn(async move {
-                            greet_or_refuse(parts, tcp, remote.to_string()).await;
+                        // What reads a socket must be the thread that it is registered with.
+                        let Ok(tcp) = tcp.into_std() else { continue };
+                        let greeting = parts.clone();
+                        parts.threads.next().spawn(async move {
+                            greet_or_refuse(greeting, tcp, remote.to_string()).await;
                             drop(place);
                         });
                     }
@@ -154,7 +183,7 @@ impl Supervised for AgentListener {
     }
 }
 
-async fn greet_or_refuse(parts: AgentListenerParts, tcp: TcpStream, remote: String) {
+async fn greet_or_refuse(parts: AgentListenerParts, tcp: std::net::TcpStream, remote: String) {
     let refused = match tokio::time::timeout(GREETING_TIMEOUT, greet(&parts, tcp, &remote)).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error,
@@ -167,8 +196,9 @@ async fn greet_or_refuse(parts: AgentListenerParts, tcp: TcpStream, remote: Stri
     }
 }
 
-async fn greet(parts: &AgentListenerParts, tcp: TcpStream, remote: &str) -> Result<(), GreetingError> {
+async fn greet(parts: &AgentListenerParts, tcp: std::net::TcpStream, remote: &str) -> Result<(), GreetingError> {
     let shared = &parts.shared;
+    let tcp = TcpStream::from_std(tcp)?;
     tcp.set_nodelay(true)?;
     let tcp = BufReader::with_capacity(SOCKET_READ_BYTES, tcp);
     let (mut stream, identities) = shared.tls.accept(tcp).await?;
@@ -329,5 +359,40 @@ fn limits(shared: &AgentShared) -> Limits {
         max_frame_bytes: bytes,
         max_batch_raw_bytes: bytes.max(usual.max_batch_raw_bytes),
         max_batch_items: MAX_BATCH_ITEMS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_rt::{Arbiter, System};
+
+    use super::Threads;
+
+    #[test]
+    fn sessions_take_the_threads_in_turn_and_the_first_one_not_that_of_the_first_writer() {
+        System::new().block_on(async {
+            let arbiters: Vec<Arbiter> = (0..3).map(|_| Arbiter::new()).collect();
+            let threads = Threads::new(arbiters.iter().map(Arbiter::handle).collect());
+            let mut names = Vec::new();
+            for _ in 0..4 {
+                let (tell, told) = std::sync::mpsc::channel();
+                let name = move || tell.send(std::thread::current().name().map(str::to_owned));
+                threads.next().spawn_fn(move || _ = name());
+                names.push(told.recv().ok().flatten());
+            }
+            let (tell, told) = std::sync::mpsc::channel();
+            arbiters[0].spawn_fn(move || _ = tell.send(std::thread::current().name().map(str::to_owned)));
+            let first = told.recv().ok().flatten();
+            assert_eq!(names[0], names[3]);
+            assert!(
+                names[0] != names[1] && names[1] != names[2] && names[0] != names[2],
+                "{names:?}"
+            );
+            assert_eq!(names[2], first);
+            for arbiter in arbiters {
+                arbiter.stop();
+                let _ = arbiter.join();
+            }
+        });
     }
 }

@@ -34,7 +34,7 @@
 //! │       ├── CacheReader ...       one per memcached server; its connection is a state behind a circuit breaker
 //! │       ├── BatchCoalescer
 //! │       └── RemoteLink            restarts alone after every lost session or failed dial, without end or count
-//! ├── agent                         one arbiter; rebuilt whole when a CacheWriter panics (sessions end, peers look again)
+//! ├── agent                         agent.threads arbiters; rebuilt whole when a CacheWriter panics (sessions end, peers look again)
 //! │   ├── AgentListener             restarts alone
 //! │   ├── AgentSession ...          one per inbound link; just ends, the peer dials again
 //! │   └── CacheWriter ...           one per memcached server; its connection is a state behind a circuit breaker

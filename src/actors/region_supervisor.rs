@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed, Ordering::SeqCs
 use std::time::Duration;
 
 use actix::prelude::*;
-use actix_rt::Arbiter;
+use actix_rt::{Arbiter, ArbiterHandle};
 use tokio::time::Instant;
 
 use crate::agent::{AgentShared, Fence};
@@ -23,7 +23,7 @@ use crate::threads::join_arbiter;
 use crate::tls::TlsMaterial;
 use crate::vitals::Vitals;
 
-use super::agent_listener::{AgentListener, AgentListenerParts};
+use super::agent_listener::{AgentListener, AgentListenerParts, Threads};
 use super::cache_writer::CacheWriter;
 use super::flow_supervisor::{DrainFlow, FailFlow, FlowDrained, FlowFailed, FlowParts, FlowSupervisor};
 use super::front_door_listener::{DoorEntry, FrontDoor};
@@ -53,7 +53,7 @@ struct Flow {
 }
 
 struct Agent {
-    arbiter: Arbiter,
+    arbiters: Vec<Arbiter>,
     fence: Arc<Fence>,
     listener: Addr<AgentListener>,
     writers: Vec<Addr<CacheWriter>>,
@@ -127,24 +127,26 @@ impl RegionSupervisor {
         flow.running = Some((arbiter, supervisor));
     }
 
-    /// Builds the agent, downstream first, on an arbiter of its own.
+    /// Builds the agent, downstream first, on arbiters of its own.
     fn start_agent(&mut self) -> std::io::Result<()> {
         let socket = self.socket.try_clone()?;
-        let arbiter = Arbiter::new();
-        let handle = arbiter.handle();
         // Ticks and stamps begin anew together: a look stamped by the old ones has no session left to come in.
         let tick = Arc::new(AtomicU64::new(0));
         let shared = &self.agent_shared;
         let fence = Arc::new(Fence::new(shared.servers.len()));
         let (region, limit) = (&shared.config.region, shared.config.supervision.stalled_after);
-        let pulse = shared.pulses.register_thread("agent", region.clone(), limit);
-        handle.spawn(pulse::beat(pulse));
+        let arbiters: Vec<Arbiter> = (0..shared.config.agent.threads).map(|_| Arbiter::new()).collect();
+        let handles: Vec<ArbiterHandle> = arbiters.iter().map(Arbiter::handle).collect();
+        for handle in &handles {
+            let pulse = shared.pulses.register_thread("agent", region.clone(), limit);
+            handle.spawn(pulse::beat(pulse));
+        }
         let slots = shared.config.mailbox.cache_writer;
         let mut writers = Vec::new();
         let mut handoffs = Vec::new();
         for server in 0..shared.servers.len() {
             let (its_shared, its_tick, its_fence) = (shared.clone(), tick.clone(), fence.clone());
-            let writer = CacheWriter::start_in_arbiter(&handle, move |_| {
+            let writer = CacheWriter::start_in_arbiter(&handles[server % handles.len()], move |_| {
                 CacheWriter::new(its_shared, its_tick, its_fence, server)
             });
             handoffs.push(Handoff::new(
@@ -158,11 +160,12 @@ impl RegionSupervisor {
             shared: shared.clone(),
             tick,
             writers: handoffs,
+            threads: Threads::new(handles.clone()),
         };
-        let listener = Supervisor::start_in_arbiter(&handle, move |_| AgentListener::new(parts, socket));
+        let listener = Supervisor::start_in_arbiter(&handles[0], move |_| AgentListener::new(parts, socket));
         self.vitals.up(AGENT);
         self.agent = Some(Agent {
-            arbiter,
+            arbiters,
             fence,
             listener,
             writers,
@@ -313,7 +316,7 @@ impl RegionSupervisor {
         let Some(agent) = self.agent.take() else { return };
         self.vitals.down(AGENT, Instant::now());
         self.agent_shared.listening.store(false, Relaxed);
-        agent.arbiter.stop();
+        agent.arbiters.iter().for_each(|arbiter| _ = arbiter.stop());
         if !self.restart(actor, "agent", true, ctx) {
             return;
         }
@@ -321,7 +324,12 @@ impl RegionSupervisor {
         // joined gets no call through.
         let shared = self.agent_shared.clone();
         let join = tokio::task::spawn_blocking(move || {
-            if !join_arbiter("agent", agent.arbiter) {
+            let joined: Vec<bool> = agent
+                .arbiters
+                .into_iter()
+                .map(|one| join_arbiter("agent", one))
+                .collect();
+            if joined.contains(&false) {
                 agent.fence.close();
                 shared.abandon_sessions();
             }

@@ -220,6 +220,8 @@ section! {
     pub struct Agent {
         /// Where the peers' links arrive, `host:port`; `0.0.0.0` for every address. Default: `"127.0.0.1:7101"`.
         pub listen: String as Listen = "127.0.0.1:7101".to_owned(),
+        /// Threads that the sessions and the writers of memcached servers share; more than both together are idle. Default: `1`.
+        pub threads: usize as Count<1, 256> = 1,
         /// Bytes in flight of all sessions together. Default: `"256MiB"`.
         pub max_in_flight_bytes: usize as Size = 256 * MIB,
         /// The receive window of one session: bytes that a link may have sent and not seen acked. Default: `"16MiB"`,
@@ -300,6 +302,9 @@ section! {
         /// How long Kafka may take to acknowledge an event, before its key is remembered instead. Longer than a partition
         /// needs to find a new leader. Default: `"5s"`.
         pub event_timeout: Duration as Time<100> = seconds(5),
+        /// How long an event waits for others that go to Kafka with it: each request costs the broker the same, however few are in
+        /// it. At most `"50ms"`. Default: `"5ms"`, and `"1ms"` where a client waits for Kafka (`event_ack = "acked"`).
+        pub event_linger: Option<Duration> as Maybe<Time<0, 50>> = None,
         /// Events that wait to be acknowledged. Default: `100000`.
         pub max_queued_events: usize as Count<1> = 100_000,
         /// Keys that are remembered because Kafka did not take their events; the events of more are lost, counted and said.

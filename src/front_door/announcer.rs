@@ -12,7 +12,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use tokio::time::Instant;
 
-use crate::config::Config;
+use crate::config::{Config, EventAck};
 use crate::event::{self, Event, Op, TraceContext};
 use crate::hlc::Hlc;
 use crate::kafka::{Delivery, EventProducer, EventSender, KafkaError, NotTaken};
@@ -21,6 +21,12 @@ use crate::telemetry::RateLimit;
 
 use super::order::Receipt;
 
+/// How long an event waits for others that go with it, when no client waits for it. Each request costs the broker some 0.3 ms of
+/// CPU and librdkafka's threads 0.1, however few events are in it: at 200 000 sets a second, 5 ms instead of 1 save a third of the
+/// broker's CPU and a tenth of evrepl's.
+const LINGER_QUEUED: Duration = Duration::from_millis(5);
+/// The same, when its client waits for Kafka.
+const LINGER_ACKED: Duration = Duration::from_millis(1);
 /// Without an acknowledgement for so long, although one is due, Kafka is away.
 const AWAY_AFTER: Duration = Duration::from_secs(1);
 /// How often it is asked whether it is back.
@@ -251,6 +257,10 @@ impl Announcer {
             &client_id,
             door.max_queued_events,
             door.event_timeout,
+            door.event_linger.unwrap_or(match door.event_ack {
+                EventAck::Queued => LINGER_QUEUED,
+                EventAck::Acked => LINGER_ACKED,
+            }),
             shared.clone(),
         )?;
         let sender = handle(&shared, &producer);

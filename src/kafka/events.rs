@@ -71,7 +71,8 @@ pub struct EventProducer {
 }
 
 impl EventProducer {
-    /// A producer that waits for every in-sync replica, of whose records `max_events` may wait, each for `timeout`.
+    /// A producer that waits for every in-sync replica, of whose records `max_events` may wait, each for `timeout`; one waits
+    /// `linger` for others that go along.
     ///
     /// # Errors
     /// [`KafkaError::Settings`] when librdkafka refuses a property.
@@ -80,6 +81,7 @@ impl EventProducer {
         client_id: &str,
         max_events: usize,
         timeout: Duration,
+        linger: Duration,
         delivery: Arc<dyn Delivery>,
     ) -> Result<Arc<EventProducer>, KafkaError> {
         let mut config = client_config(kafka, client_id);
@@ -92,7 +94,7 @@ impl EventProducer {
                 "queue.buffering.max.kbytes",
                 &(max_events / 2).max(1024).to_string(),
             )
-            .set_if_absent(kafka, "linger.ms", "1")
+            .set_if_absent(kafka, "linger.ms", &linger.as_millis().to_string())
             .set_if_absent(kafka, IN_FLIGHT.0, IN_FLIGHT.1)
             .set_if_absent(kafka, "batch.num.messages", "10000");
         let producer = config.create_with_context(Context {

@@ -187,7 +187,10 @@ fn an_hour_ahead(item: Item) -> Item {
 
 /// A region that only receives, ready.
 fn receiving_region() -> TwoRegions {
-    let pair = TwoRegionsSpec::new().one_way().build();
+    let pair = TwoRegionsSpec::new()
+        .one_way()
+        .eu(|eu| eu.set("agent.threads", "3"))
+        .build();
     pair.eu.start();
     ready(&pair.eu);
     pair
@@ -447,7 +450,13 @@ fn nobody_sees_a_step_back_while_two_relays_with_four_lanes_carry_the_same_keys(
     // A dead node's partitions go to the others after the session timeout, which is longer than the idle timeouts.
     let quick = "[kafka]\nsession_timeout = \"2s\"\n[link]\nidle_timeout = \"1500ms\"\nping_interval = \"300ms\"\n\
                  [agent]\nidle_timeout = \"1500ms\"";
-    let pair = TwoRegionsSpec::new().one_way().lanes(4).proxied().extra(quick).start();
+    let pair = TwoRegionsSpec::new()
+        .one_way()
+        .lanes(4)
+        .proxied()
+        .extra(quick)
+        .eu(|eu| eu.set("agent.threads", "4"))
+        .start();
     // The second node has a longer way: what it saw before the first arrives after it.
     let longer_way = FaultProxy::start(&pair.eu.agent_address());
     longer_way.latency(Duration::from_millis(8));

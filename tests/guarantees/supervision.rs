@@ -91,7 +91,10 @@ fn a_panic_of_a_remote_link_rebuilds_its_flow_and_loses_nothing() {
 fn a_panic_of_a_cache_writer_rebuilds_the_agent_and_loses_nothing() {
     let _gate = shared();
     let pair = TwoRegionsSpec::new()
-        .eu(|eu| eu.env("FAILPOINTS", "cache_writer_apply=10*off->1*panic(a test)->off"))
+        .eu(|eu| {
+            eu.set("agent.threads", "3")
+                .env("FAILPOINTS", "cache_writer_apply=10*off->1*panic(a test)->off")
+        })
         .start();
     let sampler = Sampler::start(&pair.both());
     let keys = numbered("key", WRITES);
@@ -119,7 +122,10 @@ fn a_panic_of_a_session_ends_that_session_only_and_loses_nothing() {
     let _gate = shared();
     let pair = TwoRegionsSpec::new()
         .lanes(2)
-        .eu(|eu| eu.env("FAILPOINTS", "agent_session_batch=10*off->1*panic(a test)->off"))
+        .eu(|eu| {
+            eu.set("agent.threads", "2")
+                .env("FAILPOINTS", "agent_session_batch=10*off->1*panic(a test)->off")
+        })
         .start();
     let sampler = Sampler::start(&pair.both());
     let keys = numbered("key", WRITES);

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use super::files;
 use super::scenario::{Group, Kind, Scenario};
+use crate::setting::Setting;
 
 /// How often rows of the goals and points of a curve are run.
 const GOAL_RUNS: u32 = 5;
@@ -26,7 +27,7 @@ Without --scenario or a preset, every scenario is run once, the long one for a m
   --growth   the points of all curves, three runs each: about 45 minutes
   --long     the long run, 10 minutes: about 11 minutes
   --door     the front door against a memcached: about 2 minutes, and nothing else
-Presets may be combined with each other and with --scenario.";
+Presets but --door may be combined with each other and with --scenario.";
 
 /// Runs load scenarios through evrepl processes, a real Apache Kafka and memcacheds on this machine; prints a table and
 /// keeps everything measured as JSON. Exits 0 only if nothing was lost and nothing went wrong.
@@ -72,8 +73,8 @@ pub struct Arguments {
     /// How long the generator's producer waits for more events, in milliseconds: librdkafka's linger.ms.
     #[arg(long, value_name = "MS")]
     pub linger: Option<f64>,
-    /// A setting of all evrepl processes, with a TOML literal: `flow.lanes=2`, `batch.linger="5ms"`; may be repeated.
-    #[arg(long = "set", value_name = "PATH=LITERAL")]
+    /// A setting of all evrepl processes, with a TOML literal: `flow.lanes=2`, `'batch.linger="5ms"'`; may be repeated.
+    #[arg(long = "set", value_name = "TABLE.KEY=LITERAL")]
     pub settings: Vec<String>,
     /// The part of the events whose traces are exported, with all metrics, to a collector inside this program that only counts
     /// them [default: 0.001]
@@ -189,10 +190,8 @@ impl Arguments {
     /// When one is no setting.
     pub fn settings(&self) -> Result<Vec<(String, String)>, String> {
         let each = self.settings.iter().map(|setting| {
-            let (path, literal) = setting
-                .split_once('=')
-                .ok_or(format!("{setting:?} is no PATH=LITERAL"))?;
-            Ok((path.to_owned(), literal.to_owned()))
+            let setting = Setting::parse(setting)?;
+            Ok((setting.path(), setting.literal))
         });
         each.collect()
     }
@@ -221,13 +220,7 @@ impl Arguments {
             self.traces.unwrap_or(scenario.traces)
         };
         for setting in &self.settings {
-            let (path, literal) = setting
-                .split_once('=')
-                .ok_or_else(|| format!("--set {setting}: expected PATH=LITERAL"))?;
-            let (table, key) = path
-                .rsplit_once('.')
-                .ok_or_else(|| format!("--set {setting}: expected TABLE.KEY=LITERAL"))?;
-            scenario.settings += &format!("\n[{table}]\n{key} = {literal}\n");
+            scenario.settings += &Setting::parse(setting)?.lines();
         }
         scenario
             .check()

@@ -54,6 +54,8 @@ pub struct Measured {
     pub writer_late_ms: Option<Quantiles>,
     /// CPU seconds, user and system, by process, for a million events.
     pub cpu_seconds_per_million: BTreeMap<&'static str, f64>,
+    /// What of it was system time: the kernel's work for the process.
+    pub system_seconds_per_million: BTreeMap<&'static str, f64>,
     /// What is compared between runs.
     pub cpu: Cpu,
     /// CPU seconds a million by process and thread; threads of one name together, only those that live.

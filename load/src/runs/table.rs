@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 /// Everything that is measured as one number: its name, where it is in a run's JSON, and its digits.
-pub const ROWS: [(&str, &str, usize); 35] = [
+pub const ROWS: [(&str, &str, usize); 37] = [
     ("events", "/events", 0),
     ("events/s", "/events_per_second", 0),
     ("maximum rate", "/max_rate", 0),
@@ -21,7 +21,9 @@ pub const ROWS: [(&str, &str, usize); 35] = [
     ("of it the writer's lateness, p99, ms", "/writer_late_ms/p99", 1),
     ("relay and agent, CPU s per million", "/cpu/relay_and_agent", 2),
     ("relay, CPU s per million", "/cpu_seconds_per_million/relay", 2),
+    ("relay, of it the kernel", "/system_seconds_per_million/relay", 2),
     ("agent, CPU s per million", "/cpu_seconds_per_million/agent", 2),
+    ("agent, of it the kernel", "/system_seconds_per_million/agent", 2),
     ("broker, CPU s per million", "/cpu_seconds_per_million/broker", 2),
     (
         "memcached of the relay, CPU s per million",
