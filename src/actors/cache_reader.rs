@@ -42,7 +42,6 @@ use crate::telemetry::{Note, PathStage};
 use crate::telemetry::MemcachedInstruments;
 
 use super::batch_coalescer::TakeItems;
-use super::partition_consumer::merged;
 
 /// A key without a value is looked at once more after this: the event may be ahead of the write.
 const SECOND_LOOK_AFTER: Duration = Duration::from_millis(25);
@@ -983,7 +982,7 @@ impl CacheReader {
         }
         event.enter(PathStage::Wait, now);
         event.key = Bytes::copy_from_slice(&event.key);
-        event.op = merged(Op::Set, event.op);
+        event.op = Op::merged(Op::Set, event.op);
         event.full = true;
         event.dirty_since.get_or_insert(now);
         let held = self.dirty.held(event.cache, &event.key);

@@ -20,7 +20,7 @@ use actix::prelude::*;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::OnKafkaDown;
@@ -30,6 +30,7 @@ use crate::front_door::base64;
 use crate::front_door::binary::{self, Opcode};
 use crate::front_door::order::Order;
 use crate::front_door::out::Out;
+use crate::front_door::recheck::Recheck;
 use crate::front_door::text::{self, Hush, Parsed, Span, TextLimits, Verb};
 use crate::front_door::{Charge, DoorShared, Place};
 use crate::telemetry::event_trace::random_id;
@@ -47,21 +48,22 @@ const MAX_UNREAD_BYTES: usize = 256 << 10;
 const PIECE_BYTES: usize = text::MAX_LINE_BYTES - 64;
 /// The longest list of keys.
 const MAX_LIST_BYTES: usize = 1 << 20;
-/// And so much may be expected to come, as far as can be told from the answers before.
-const MAX_EXPECTED_BYTES: usize = 4 << 20;
-/// Of a client that has had no answer yet.
-const UNKNOWN_ANSWER_BYTES: usize = 64 << 10;
+/// And so much may be expected to come, as far as can be told from the answers before: what one client has under way on a
+/// connection that it shares, all others wait for.
+const MAX_EXPECTED_BYTES: usize = 512 << 10;
+/// Of a client that has had no answer yet: it begins with four commands.
+const UNKNOWN_ANSWER_BYTES: usize = MAX_EXPECTED_BYTES / 4;
 /// A small command, and a key of usual length.
 const COMMAND_BYTES: usize = 32;
 const KEY_BYTES: usize = 24;
-/// How often a client that waits for room looks whether there is some.
-const ROOM_EVERY: Duration = Duration::from_millis(5);
 
 /// Behind what is not as clients write it.
 const BARRIER: &[u8] = b"mn\r\n";
 const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
 /// A client for which bytes are held and that moves none for so long leaves, when others need the room.
 const STUCK_FOR: Duration = Duration::from_secs(5);
+/// The same, when nothing more is read from servers because of such clients.
+const STUCK_FOR_ALL: Duration = Duration::from_secs(2);
 static STUCK: RateLimit = RateLimit::new();
 static FLUSHED: RateLimit = RateLimit::new();
 const KAFKA_AWAY: &str = "kafka is away, the write was not made";
@@ -144,7 +146,10 @@ enum Protocol {
 /// As many bytes are held for clients as may be: who holds some and has stopped reading, or sending, leaves.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct MakeRoom;
+pub struct MakeRoom {
+    /// All clients wait for it.
+    pub pressing: bool,
+}
 
 /// Leave, as soon as there is nothing to answer.
 #[derive(Message)]
@@ -175,8 +180,8 @@ pub struct FrontDoorSession {
     closed: bool,
     /// Nothing more is read: the connection ends behind the answers.
     leaving: bool,
-    /// When it is looked whether there is room again, while there is none.
-    room: Option<Pin<Box<Sleep>>>,
+    /// Looks whether there is room again, while there is none.
+    room: Recheck,
     active: Instant,
     sampler: Sampler,
 }
@@ -273,7 +278,7 @@ impl FrontDoorSession {
             unflushed: false,
             closed: false,
             leaving: false,
-            room: None,
+            room: Recheck::default(),
             active: Instant::now(),
         }
     }
@@ -288,8 +293,10 @@ impl FrontDoorSession {
             ctx.stop();
             return;
         }
-        self.charge
-            .set(self.out.len() + self.order.unsent() + self.inbox.capacity() + self.stalled.len());
+        self.charge.set(
+            self.out.len() + self.order.unsent(),
+            self.inbox.capacity() + self.stalled.len(),
+        );
         if self.leaving && self.order.is_empty() && self.out.is_empty() && !self.unflushed {
             let _ = self.parts.stream.poll_shutdown(task);
             ctx.stop();
@@ -344,14 +351,6 @@ impl FrontDoorSession {
             || (small && self.order.commands() == 0 && self.order.unsent() == 0 && self.out.is_empty())
     }
 
-    fn wait_for_room(&mut self, task: &mut Task<'_>) {
-        let look = self.room.get_or_insert_with(|| Box::pin(sleep(ROOM_EVERY)));
-        if look.as_mut().poll(task).is_ready() {
-            look.as_mut().reset(Instant::now() + ROOM_EVERY);
-            let _ = look.as_mut().poll(task);
-        }
-    }
-
     fn read(&mut self, ctx: &mut Context<Self>, task: &mut Task<'_>) -> io::Result<()> {
         for _ in 0..READS {
             self.closed = !self.is_open();
@@ -360,10 +359,10 @@ impl FrontDoorSession {
             }
             // The rest of a value is read in any case.
             if (self.inbox.is_empty() || !self.stalled.is_empty()) && !self.has_room() {
-                self.wait_for_room(task);
+                self.room.soon(task);
                 return Ok(());
             }
-            self.room = None;
+            self.room.done();
             if !self.stalled.is_empty() {
                 let data = std::mem::take(&mut self.stalled);
                 self.take(data, ctx);
@@ -970,7 +969,7 @@ impl Handler<Answers> for FrontDoorSession {
         for part in parts {
             let each = part.bytes.len() / part.commands.max(1) as usize;
             // Rises at once, and falls in some steps.
-            self.answer_bytes = each.max(self.answer_bytes / 2);
+            self.answer_bytes = each.max(self.answer_bytes / 4);
             self.order.answered(server, part);
         }
     }
@@ -989,9 +988,14 @@ impl Handler<Acknowledged> for FrontDoorSession {
 impl Handler<MakeRoom> for FrontDoorSession {
     type Result = ();
 
-    fn handle(&mut self, _: MakeRoom, ctx: &mut Self::Context) {
+    fn handle(&mut self, MakeRoom { pressing }: MakeRoom, ctx: &mut Self::Context) {
+        // What waits for another server is not what the client does not read.
+        let limit = match pressing && !self.out.is_empty() {
+            true => STUCK_FOR_ALL,
+            false => STUCK_FOR,
+        };
         let holds = self.out.len() + self.order.unsent() + self.inbox.len();
-        if holds == 0 || self.active.elapsed() < STUCK_FOR {
+        if holds == 0 || self.active.elapsed() < limit {
             return;
         }
         let cache = &self.parts.shared.config.caches[self.parts.cache].name;
@@ -1001,7 +1005,7 @@ impl Handler<MakeRoom> for FrontDoorSession {
                 cache,
                 bytes = holds,
                 unsaid,
-                "a client of the front door was disconnected: it has read and sent nothing for {STUCK_FOR:?}, and as many bytes \
+                "a client of the front door was disconnected: it has read and sent nothing for {limit:?}, and as many bytes \
                  are held for clients as may be (front_door.max_buffered_bytes)"
             );
         }

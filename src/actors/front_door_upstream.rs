@@ -33,6 +33,7 @@ use crate::front_door::binary::{self, TEMPORARY_FAILURE};
 use crate::front_door::gets::{Gets, Got};
 use crate::front_door::order::{Held, Part, Receipt};
 use crate::front_door::out::Out;
+use crate::front_door::recheck::Recheck;
 use crate::front_door::sorted::{Sorted, Told};
 use crate::front_door::text::{Hush, Span, Verb};
 use crate::front_door::{Charge, DoorShared, UpstreamState, UpstreamView};
@@ -238,6 +239,8 @@ pub struct FrontDoorUpstream {
     unsettled: Vec<Doubtful>,
     /// Of these the server has answered a new connection since; they are announced then.
     settling: Option<(Instant, Vec<Doubtful>)>,
+    /// Nothing is read from the server: clients do not read what is there.
+    pause: Recheck,
 }
 
 impl FrontDoorUpstream {
@@ -266,6 +269,7 @@ impl FrontDoorUpstream {
             waiting: HashMap::new(),
             unsettled: Vec::new(),
             settling: None,
+            pause: Recheck::default(),
             parts,
         }
     }
@@ -349,6 +353,11 @@ impl FrontDoorUpstream {
             }
         }
         for _ in 0..READS {
+            if !self.parts.shared.takes_answers() {
+                self.pause.soon(task);
+                return Ok(());
+            }
+            self.pause.done();
             let Link::Open(stream) = &mut self.link else {
                 return Ok(());
             };
@@ -531,6 +540,7 @@ impl FrontDoorUpstream {
         self.parts.view.set(UpstreamState::Away);
         self.inbox = BytesMut::new();
         self.seen = 0;
+        self.pause.done();
     }
 
     /// The server answers: what a lost connection left behind comes to rest from now on.
@@ -602,6 +612,12 @@ impl FrontDoorUpstream {
     fn look(&mut self) {
         let now = Instant::now();
         let timeout = self.parts.shared.config.memcached.timeout;
+        if self.pause.waits()
+            && let Some(open) = self.open.front_mut()
+        {
+            // It is not the server that takes so long.
+            open.since = now;
+        }
         let late = self.open.front().is_some_and(|open| now - open.since > timeout);
         if late && matches!(self.link, Link::Open(_)) {
             self.give_up(&io::Error::new(

@@ -363,7 +363,7 @@ impl PartitionConsumer {
                                 older.note(|| Note::Superseded, Instant::now());
                                 self.parts.shared.trace_ended(older, Outcome::Superseded, None);
                             }
-                            let op = merged(older.op, event.op);
+                            let op = Op::merged(older.op, event.op);
                             *older = HeldEvent { op, ..event };
                         }
                     }
@@ -742,15 +742,6 @@ fn kept(extra: &Arc<RecordExtra>) -> Arc<RecordExtra> {
     Arc::new(less)
 }
 
-/// Two events of one key as one: a touch only if both are touches, else a full look; the newer one's operation otherwise.
-pub fn merged(older: Op, newer: Op) -> Op {
-    match (older, newer) {
-        (Op::Touch, Op::Touch) => Op::Touch,
-        (_, Op::Touch) => Op::Set,
-        (_, newer) => newer,
-    }
-}
-
 /// A writer that is wrong is wrong in each chunk.
 static DEAD_LETTERS: RateLimit = RateLimit::new();
 /// Of each letter otherwise, in each try.
@@ -838,19 +829,5 @@ impl FlowShared {
         let us = (now_ms - produced_at_ms).max(0) * 1000;
         self.view.lag(stage, us);
         self.metrics.record_stage_lag(stage.name(), us as f64 / 1e6);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_of_a_key_are_a_touch_only_if_all_of_them_are() {
-        assert_eq!(merged(Op::Touch, Op::Touch), Op::Touch);
-        assert_eq!(merged(Op::Set, Op::Touch), Op::Set);
-        assert_eq!(merged(Op::Delete, Op::Touch), Op::Set);
-        assert_eq!(merged(Op::Touch, Op::Delete), Op::Delete);
-        assert_eq!(merged(Op::Delete, Op::Set), Op::Set);
     }
 }

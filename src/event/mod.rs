@@ -44,6 +44,16 @@ impl Op {
         }
     }
 
+    /// Two events of one key as one: a touch only if both are, for it says that the value is the old one; else a full look, with
+    /// the newer one's operation otherwise.
+    pub const fn merged(older: Op, newer: Op) -> Op {
+        match (older, newer) {
+            (Op::Touch, Op::Touch) => Op::Touch,
+            (_, Op::Touch) => Op::Set,
+            (_, newer) => newer,
+        }
+    }
+
     fn from_bytes(name: &[u8]) -> Option<Op> {
         match name {
             b"set" => Some(Op::Set),

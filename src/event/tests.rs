@@ -449,3 +449,12 @@ proptest! {
         let _ = decode(text.as_bytes());
     }
 }
+
+#[test]
+fn events_of_a_key_are_a_touch_only_if_all_of_them_are() {
+    assert_eq!(Op::merged(Op::Touch, Op::Touch), Op::Touch);
+    assert_eq!(Op::merged(Op::Set, Op::Touch), Op::Set);
+    assert_eq!(Op::merged(Op::Delete, Op::Touch), Op::Set);
+    assert_eq!(Op::merged(Op::Touch, Op::Delete), Op::Delete);
+    assert_eq!(Op::merged(Op::Delete, Op::Set), Op::Set);
+}

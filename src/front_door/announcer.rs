@@ -51,11 +51,13 @@ pub struct Said {
 }
 
 impl Said {
-    /// What both say: the later, which is a fill only if neither is more.
+    /// What both say, in whichever order they came (one that waits in librdkafka's queue may be behind one that found it full):
+    /// never a touch alone, if one is more, and a fill only if both are.
     fn with(self, earlier: Said) -> Said {
         Said {
+            op: Op::merged(earlier.op, self.op),
+            ttl: self.ttl,
             fill: self.fill && earlier.fill,
-            ..self
         }
     }
 }
@@ -454,5 +456,26 @@ mod tests {
         // Something more than a fill has happened to it.
         assert!(taken.contains(&(0, b"a"[..].into(), Said { fill: false, ..SET })));
         assert!(unsent.add(0, b"c", SET));
+    }
+
+    #[test]
+    fn a_remembered_key_with_a_new_value_is_no_touch_whichever_came_first() {
+        let of = |op| Said {
+            op,
+            ttl: None,
+            fill: false,
+        };
+        for (first, then, said) in [
+            (Op::Set, Op::Touch, Op::Set),
+            (Op::Touch, Op::Set, Op::Set),
+            (Op::Touch, Op::Delete, Op::Delete),
+            (Op::Delete, Op::Touch, Op::Set),
+            (Op::Touch, Op::Touch, Op::Touch),
+        ] {
+            let mut unsent = Unsent::new(1, 3);
+            assert!(unsent.add(0, b"a", of(first)) && unsent.add(0, b"a", of(then)));
+            let (_, _, taken) = unsent.take(1).remove(0);
+            assert_eq!(taken.op, said, "{first:?}, {then:?}");
+        }
     }
 }

@@ -14,6 +14,7 @@ pub mod fuzz;
 pub mod gets;
 pub mod order;
 pub mod out;
+pub mod recheck;
 pub mod sorted;
 pub mod text;
 
@@ -118,6 +119,7 @@ pub struct DoorShared {
     pub draining: AtomicBool,
     connections: AtomicUsize,
     buffered: AtomicUsize,
+    unread: AtomicUsize,
     doubtful: AtomicUsize,
     sessions: Mutex<Sessions>,
 }
@@ -146,6 +148,7 @@ impl DoorShared {
             draining: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             buffered: AtomicUsize::new(0),
+            unread: AtomicUsize::new(0),
             doubtful: AtomicUsize::new(0),
             sessions: Mutex::default(),
         }
@@ -183,11 +186,12 @@ impl DoorShared {
 
     /// Has clients leave that move nothing, if there is no room for others: called some times a second.
     pub fn make_room(&self) {
-        if self.has_room() {
+        let pressing = !self.takes_answers();
+        if self.has_room() && !pressing {
             return;
         }
         for session in self.sessions().live.values() {
-            session.do_send(MakeRoom);
+            session.do_send(MakeRoom { pressing });
         }
     }
 
@@ -199,6 +203,12 @@ impl DoorShared {
     /// Bytes that are held for clients: commands under way, answers that they have not read.
     pub fn buffered(&self) -> usize {
         self.buffered.load(Relaxed)
+    }
+
+    /// Whether more answers may be read from servers. What they will come to is known only when they come, so that there can be
+    /// more of them than was expected; what is beyond this stays in the servers' sockets, and delays all clients.
+    pub fn takes_answers(&self) -> bool {
+        self.unread.load(Relaxed) < self.config.front_door.max_buffered_bytes / 4 * 3
     }
 
     /// So many more writes may have happened, on connections that were lost; their events are still to be produced.
@@ -256,6 +266,17 @@ impl Drop for Place {
 pub struct Charge {
     shared: Arc<DoorShared>,
     bytes: usize,
+    /// Of them, answers that are there and that a client has not read.
+    unread: usize,
+}
+
+/// From so many to so many.
+fn change(of: &AtomicUsize, before: usize, after: usize) {
+    if after > before {
+        of.fetch_add(after - before, Relaxed);
+    } else if after < before {
+        of.fetch_sub(before - after, Relaxed);
+    }
 }
 
 impl Charge {
@@ -265,22 +286,20 @@ impl Charge {
         Charge {
             shared: shared.clone(),
             bytes,
+            unread: 0,
         }
     }
 
-    /// From now on of so many.
-    pub fn set(&mut self, bytes: usize) {
-        if bytes > self.bytes {
-            self.shared.buffered.fetch_add(bytes - self.bytes, Relaxed);
-        } else if bytes < self.bytes {
-            self.shared.buffered.fetch_sub(self.bytes - bytes, Relaxed);
-        }
-        self.bytes = bytes;
+    /// From now on of so many answers that are not read, and of so many other bytes.
+    pub fn set(&mut self, unread: usize, other: usize) {
+        change(&self.shared.buffered, self.bytes, unread + other);
+        change(&self.shared.unread, self.unread, unread);
+        (self.bytes, self.unread) = (unread + other, unread);
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.shared.buffered.fetch_sub(self.bytes, Relaxed);
+        self.set(0, 0);
     }
 }

@@ -8,6 +8,8 @@
 
 use memchr::{memchr, memrchr};
 
+use super::base64;
+
 /// The longest key, as sent.
 pub const MAX_KEY_BYTES: usize = 250;
 /// A line without an end that is longer than this is no command (memcached's own limit), but for lists of keys.
@@ -25,6 +27,8 @@ const BAD_FORMAT: &[u8] = b"CLIENT_ERROR bad command line format\r\n";
 const BAD_DELETE: &[u8] = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n";
 const BAD_EXPIRY: &[u8] = b"CLIENT_ERROR invalid exptime argument\r\n";
 const TOO_MANY_FLAGS_GET: &[u8] = b"CLIENT_ERROR options flags are too long\r\n";
+const LINE_BREAK: &[u8] = b"CLIENT_ERROR a key with a line break cannot be in an answer\r\n";
+const NOT_DUMPED: &[u8] = b"CLIENT_ERROR keys are not listed at the front door\r\n";
 const TOO_MANY_FLAGS: &[u8] = b"CLIENT_ERROR options flags too long\r\n";
 
 /// What a command asks for.
@@ -229,6 +233,8 @@ pub struct Command {
     pub creates: bool,
     /// A meta set that stores only what is not there (`ME`).
     pub adds: bool,
+    /// The answer of a meta command names the key (`k`).
+    pub names_key: bool,
     /// It is not as clients write it. memcached may take it in another way than it is taken here, so that its answer is looked for
     /// up to a barrier behind it.
     pub odd: bool,
@@ -464,6 +470,7 @@ pub fn parse(bytes: &[u8], limits: TextLimits) -> Parsed {
         touches: false,
         creates: false,
         adds: false,
+        names_key: false,
         odd: line.iter().any(|byte| *byte < b' ') || line.len() != end,
         head: length,
     };
@@ -492,6 +499,7 @@ pub fn parse(bytes: &[u8], limits: TextLimits) -> Parsed {
                 false => answer(b""),
             }
         }
+        Verb::Stats if lists_keys(line, &words) => answer(NOT_DUMPED),
         Verb::Version | Verb::Stats => Parsed::Forward(Command {
             key: Span::default(),
             ..command
@@ -511,6 +519,9 @@ pub fn parse(bytes: &[u8], limits: TextLimits) -> Parsed {
             }
             let mut command = command;
             flags(line, &words, 2, &mut command);
+            if breaks_lines(line, &command) {
+                return answer(LINE_BREAK);
+            }
             Parsed::Forward(command)
         }
         Verb::MetaSet => meta_set(bytes, line, &words, command, limits),
@@ -519,7 +530,15 @@ pub fn parse(bytes: &[u8], limits: TextLimits) -> Parsed {
                 return answer(BAD_FORMAT);
             }
             let base64 = words.count > 2 && words.get(line, 2) == b"b";
-            Parsed::Forward(Command { base64, ..command })
+            let command = Command {
+                base64,
+                names_key: true,
+                ..command
+            };
+            match breaks_lines(line, &command) {
+                true => answer(LINE_BREAK),
+                false => Parsed::Forward(command),
+            }
         }
     }
 }
@@ -688,7 +707,30 @@ fn meta_set(bytes: &[u8], line: &[u8], words: &Words, mut command: Command, limi
         };
     }
     command.odd |= !words.get(line, 2).iter().all(u8::is_ascii_digit);
-    with_value(bytes, length, command, limits)
+    match with_value(bytes, length, command, limits) {
+        Parsed::Forward(command) if breaks_lines(line, &command) => Parsed::Answer {
+            length: command.length,
+            answer: LINE_BREAK,
+        },
+        parsed => parsed,
+    }
+}
+
+/// Whether the answer would name a key as it is in which a line ends. memcached does so for a key in base64 whose item was made
+/// by a binary client, by `N` or by `ma`, and that ends the answer too early: the rest would be taken for the answers to what other
+/// clients have asked.
+fn breaks_lines(line: &[u8], command: &Command) -> bool {
+    let mut key = Vec::new();
+    command.names_key
+        && command.base64
+        && base64::decode(command.key.of_bytes(line), &mut key)
+        && memchr(b'\n', &key).is_some()
+}
+
+/// Whether these statistics name keys, which may be what memcached's own answers look like.
+fn lists_keys(line: &[u8], words: &Words) -> bool {
+    let word = |n| if n < words.count { words.get(line, n) } else { b"" };
+    word(1) == b"cachedump" || (word(1) == b"detail" && word(2) == b"dump")
 }
 
 /// A command whose value follows its line. Whatever memcached thinks of it, it takes so many bytes.
@@ -721,6 +763,7 @@ fn flags(line: &[u8], words: &Words, first: usize, command: &mut Command) {
                 });
             }
             b'b' => command.base64 = true,
+            b'k' => command.names_key = true,
             b'T' => {
                 command.ttl = ttl(&word[1..]);
                 command.touches = true;

@@ -59,6 +59,10 @@ impl Client {
         self.ask(&format!("set {key} 0 0 {}\r\n{value}", value.len()))
     }
 
+    pub(crate) fn read_exact(&mut self, bytes: &mut [u8]) {
+        self.stream.read_exact(bytes).unwrap();
+    }
+
     /// Everything up to this line, which is taken too.
     pub(crate) fn until(&mut self, last: &str) -> Vec<String> {
         let mut lines = Vec::new();
@@ -380,6 +384,9 @@ fn writes_go_on_without_kafka_and_their_keys_are_produced_when_it_is_back() {
     for n in 0..1000 {
         assert_eq!(client.set(&format!("key:{}", n % 250), "x"), "STORED");
     }
+    for n in 0..250 {
+        assert_eq!(client.ask(&format!("touch key:{n} 500")), "TOUCHED");
+    }
     region.wait_until("every key is remembered", LIMIT, |status| {
         let door = &status["front_doors"][0];
         door["unsent_keys"] == 250 && door["kafka_away"] == true
@@ -394,6 +401,14 @@ fn writes_go_on_without_kafka_and_their_keys_are_produced_when_it_is_back() {
     keys.sort();
     keys.dedup();
     assert_eq!((keys.len(), count(&region, "lost")), (251, 0));
+    // A touch alone would leave the peers with the old value.
+    let mut set: Vec<&[u8]> = (events.iter())
+        .filter(|record| evrepl::event::decode(record.value()).unwrap().op.name() == "set")
+        .map(|record| record.key())
+        .collect();
+    set.sort();
+    set.dedup();
+    assert_eq!(set.len(), 251);
 }
 
 #[test]

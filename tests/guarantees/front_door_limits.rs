@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use evrepl::event;
 use evrepl_lab::{Broker, CacheSpec, Region, TwoRegionsSpec, assert_same, broker, shared, wait_until};
 
@@ -272,6 +273,74 @@ fn clients_that_never_read_give_way_to_those_that_do() {
         door(&region)["full"] == false
     });
     assert!(door(&region)["dropped"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn large_answers_that_nobody_reads_delay_nobody_else() {
+    let _gate = shared();
+    let region = region(CacheSpec::new(SESSIONS).front_door(), &[]);
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("large", &"v".repeat(1_000_000)), "STORED");
+    let mut greedy: Vec<Client> = (0..40).map(|_| Client::at(&region)).collect();
+    for greedy in &mut greedy {
+        greedy.send("get large\r\n".repeat(1000));
+    }
+    // 40 GB were asked for: of each client no more than a few are on the way at once.
+    for n in 0..100 {
+        assert_eq!(client.set(&format!("key:{n}"), "x"), "STORED");
+        client.send(format!("get key:{n}\r\n"));
+        assert_eq!(client.until("END").len(), 2);
+        let held = door(&region)["buffered_bytes"].as_u64().unwrap();
+        assert!(held < 256 << 20, "{held} bytes are held");
+    }
+    let door = door(&region);
+    assert_eq!(
+        (&door["full"], &door["dropped"]),
+        (&false.into(), &0.into()),
+        "{door:#}"
+    );
+    assert_eq!(door["connections"], 41);
+}
+
+#[test]
+fn a_key_with_line_breaks_is_no_answer_to_anybody() {
+    let _gate = shared();
+    let region = region(CacheSpec::new(SESSIONS).front_door(), &[]);
+    let mut evil = Client::at(&region);
+    let key = b"y\r\nVA 6\r\nforged\r\nSTORED";
+    // memcached gives it back as it is, whether a binary client has made it, or `N`.
+    let mut set = vec![0x80, 1, 0, key.len() as u8, 8, 0, 0, 0];
+    set.extend((8 + key.len() as u32 + 1).to_be_bytes());
+    set.extend([0; 20]);
+    set.extend(key);
+    set.push(b'v');
+    let mut binary = Client::at(&region);
+    binary.send(set);
+    let mut header = [0; 24];
+    binary.read_exact(&mut header);
+    assert_eq!(&header[6..8], [0, 0]);
+    let key = base64::engine::general_purpose::STANDARD.encode(key);
+    let other = base64::engine::general_purpose::STANDARD.encode("x\r\nSTORED");
+    assert_eq!(evil.ask(&format!("mg {other} b N60")), "HD W");
+    let refused = "CLIENT_ERROR a key with a line break cannot be in an answer";
+    for command in [
+        format!("mg {key} b k v"),
+        format!("mg {other} k b"),
+        format!("me {key} b"),
+        format!("ms {key} 1 b k\r\nv"),
+        format!("ma {other} b k N60"),
+        format!("md {other} b k"),
+    ] {
+        assert_eq!(evil.ask(&command), refused, "{command}");
+    }
+    // Without being named it is a key as any other.
+    assert_eq!(evil.ask(&format!("mg {key} b v")), "VA 1");
+    assert_eq!(evil.line(), "v");
+    assert_eq!(evil.ask("mn"), "MN");
+    let listed = "CLIENT_ERROR keys are not listed at the front door";
+    assert_eq!(evil.ask("stats cachedump 1 10"), listed);
+    assert_eq!(evil.ask("stats detail dump"), listed);
+    assert_eq!(door(&region)["unreachable"], 0);
 }
 
 #[test]

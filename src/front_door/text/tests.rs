@@ -233,3 +233,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_key_in_which_a_line_ends_is_not_named_in_an_answer() {
+    // "a\nb" and "ab".
+    let (breaks, plain) = ("YQpi", "YWI=");
+    let refused = "CLIENT_ERROR a key with a line break cannot be in an answer\r\n";
+    for line in [
+        format!("mg {breaks} v b k\r\n"),
+        format!("md {breaks} k b\r\n"),
+        format!("ma {breaks} bx ky\r\n"),
+        format!("me {breaks} b\r\n"),
+        // Its value goes with it.
+        format!("ms {breaks} 2 b k\r\nvv\r\n"),
+    ] {
+        assert_eq!(answered(line.as_bytes()), (line.len(), refused.to_owned()), "{line}");
+    }
+    for line in [
+        format!("mg {breaks} b v\r\n"),
+        format!("mg {plain} b k\r\n"),
+        // No base64: this is the key.
+        format!("mg {breaks} k\r\n"),
+        format!("me {breaks}\r\n"),
+        format!("me {plain} b\r\n"),
+    ] {
+        assert_eq!(forward(&line).length, line.len());
+    }
+    assert!(matches!(
+        parse(format!("ms {breaks} 2 b k\r\nv").as_bytes(), LIMITS),
+        Parsed::Incomplete { .. }
+    ));
+    let listed = "CLIENT_ERROR keys are not listed at the front door\r\n";
+    assert_eq!(answered(b"stats cachedump 1 2\r\n").1, listed);
+    assert_eq!(answered(b"stats detail dump\r\n").1, listed);
+    assert_eq!(forward("stats items\r\n").verb, Verb::Stats);
+}
