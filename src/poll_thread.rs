@@ -603,14 +603,13 @@ pub struct PollThread {
 }
 
 impl PollThread {
-    /// Starts the thread; `connect` makes the consumer there, and is tried again while Kafka does not answer.
+    /// Starts the thread under this name; `connect` makes the consumer there, and is tried again while Kafka does not answer.
     pub fn start(
-        flow: &str,
+        name: &str,
         settings: PollSettings,
         connect: impl Fn(Box<dyn RebalanceListener>) -> Result<FlowConsumer, KafkaError> + Send + 'static,
     ) -> std::io::Result<PollThread> {
         let (commands, inbox) = mpsc::channel();
-        let name = format!("poll {flow}");
         let settings = Arc::new(settings);
         let thread = std::thread::Builder::new()
             .name(name.chars().take(15).collect())

@@ -84,7 +84,7 @@ impl DoorView {
                     unsent_keys: unsent,
                     kafka_away: self.shared.announcer.is_away(),
                     buffered_bytes: self.shared.buffered() as u64,
-                    full: !self.shared.has_room(),
+                    full: !self.shared.has_room() || !self.shared.takes_answers(),
                 }
             })
             .collect()

@@ -95,27 +95,46 @@ pub struct AgentListenerParts {
     pub threads: Threads,
 }
 
-/// The threads of an agent, `agent.threads`. Writers are on them by server number, the first server's on the first; sessions in turn
-/// from the last one backwards, so that a writer and a session that are alone have a thread each.
+/// The threads of an agent, `agent.threads`. Writers are on them by server number, the first server's on the first; a session on
+/// the one with the fewest, of several the last, so that a writer and a session that are alone have a thread each.
 #[derive(Clone)]
 pub struct Threads {
     handles: Vec<ArbiterHandle>,
-    sessions: Arc<AtomicUsize>,
+    sessions: Arc<[AtomicUsize]>,
+}
+
+/// A session's place on its thread, until it is dropped.
+pub struct ThreadPlace {
+    sessions: Arc<[AtomicUsize]>,
+    thread: usize,
+}
+
+impl Drop for ThreadPlace {
+    fn drop(&mut self) {
+        self.sessions[self.thread].fetch_sub(1, Relaxed);
+    }
 }
 
 impl Threads {
     /// No session runs on them yet.
     pub fn new(handles: Vec<ArbiterHandle>) -> Threads {
         Threads {
+            sessions: handles.iter().map(|_| AtomicUsize::new(0)).collect(),
             handles,
-            sessions: Arc::default(),
         }
     }
 
     /// The one for the next session.
-    fn next(&self) -> &ArbiterHandle {
-        let before = self.sessions.fetch_add(1, Relaxed) % self.handles.len();
-        &self.handles[self.handles.len() - 1 - before]
+    fn next(&self) -> (&ArbiterHandle, ThreadPlace) {
+        let count = |thread: &usize| self.sessions[*thread].load(Relaxed);
+        // The first of the fewest, from the last thread on.
+        let thread = (0..self.handles.len()).rev().min_by_key(count).unwrap_or(0);
+        self.sessions[thread].fetch_add(1, Relaxed);
+        let place = ThreadPlace {
+            sessions: self.sessions.clone(),
+            thread,
+        };
+        (&self.handles[thread], place)
     }
 }
 
@@ -159,8 +178,9 @@ impl Actor for AgentListener {
                         // What reads a socket must be the thread that it is registered with.
                         let Ok(tcp) = tcp.into_std() else { continue };
                         let greeting = parts.clone();
-                        parts.threads.next().spawn(async move {
-                            greet_or_refuse(greeting, tcp, remote.to_string()).await;
+                        let (thread, on_thread) = parts.threads.next();
+                        thread.spawn(async move {
+                            greet_or_refuse(greeting, tcp, remote.to_string(), on_thread).await;
                             drop(place);
                         });
                     }
@@ -183,8 +203,8 @@ impl Supervised for AgentListener {
     }
 }
 
-async fn greet_or_refuse(parts: AgentListenerParts, tcp: std::net::TcpStream, remote: String) {
-    let refused = match tokio::time::timeout(GREETING_TIMEOUT, greet(&parts, tcp, &remote)).await {
+async fn greet_or_refuse(parts: AgentListenerParts, tcp: std::net::TcpStream, remote: String, on_thread: ThreadPlace) {
+    let refused = match tokio::time::timeout(GREETING_TIMEOUT, greet(&parts, tcp, &remote, on_thread)).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error,
         Err(_) => GreetingError::Timeout,
@@ -196,7 +216,12 @@ async fn greet_or_refuse(parts: AgentListenerParts, tcp: std::net::TcpStream, re
     }
 }
 
-async fn greet(parts: &AgentListenerParts, tcp: std::net::TcpStream, remote: &str) -> Result<(), GreetingError> {
+async fn greet(
+    parts: &AgentListenerParts,
+    tcp: std::net::TcpStream,
+    remote: &str,
+    on_thread: ThreadPlace,
+) -> Result<(), GreetingError> {
     let shared = &parts.shared;
     let tcp = TcpStream::from_std(tcp)?;
     tcp.set_nodelay(true)?;
@@ -246,6 +271,7 @@ async fn greet(parts: &AgentListenerParts, tcp: std::net::TcpStream, remote: &st
         writers: parts.writers.clone(),
         peer: peer.region.as_str().into(),
         guard,
+        on_thread,
         caches,
         limits,
         stream,
@@ -364,31 +390,35 @@ fn limits(shared: &AgentShared) -> Limits {
 
 #[cfg(test)]
 mod tests {
-    use actix_rt::{Arbiter, System};
+    use std::sync::mpsc;
+
+    use actix_rt::{Arbiter, ArbiterHandle, System};
 
     use super::Threads;
 
+    fn name(thread: &ArbiterHandle) -> Option<String> {
+        let (tell, told) = mpsc::channel();
+        thread.spawn_fn(move || _ = tell.send(std::thread::current().name().map(str::to_owned)));
+        told.recv().ok().flatten()
+    }
+
     #[test]
-    fn sessions_take_the_threads_in_turn_and_the_first_one_not_that_of_the_first_writer() {
+    fn a_session_goes_where_the_fewest_are_and_the_first_one_not_to_the_first_writer() {
         System::new().block_on(async {
             let arbiters: Vec<Arbiter> = (0..3).map(|_| Arbiter::new()).collect();
+            let own: Vec<_> = arbiters.iter().map(|arbiter| name(&arbiter.handle())).collect();
             let threads = Threads::new(arbiters.iter().map(Arbiter::handle).collect());
-            let mut names = Vec::new();
-            for _ in 0..4 {
-                let (tell, told) = std::sync::mpsc::channel();
-                let name = move || tell.send(std::thread::current().name().map(str::to_owned));
-                threads.next().spawn_fn(move || _ = name());
-                names.push(told.recv().ok().flatten());
+            let mut places = Vec::new();
+            for expected in [2, 1, 0, 2] {
+                let (thread, place) = threads.next();
+                assert_eq!(name(thread), own[expected]);
+                places.push(place);
             }
-            let (tell, told) = std::sync::mpsc::channel();
-            arbiters[0].spawn_fn(move || _ = tell.send(std::thread::current().name().map(str::to_owned)));
-            let first = told.recv().ok().flatten();
-            assert_eq!(names[0], names[3]);
-            assert!(
-                names[0] != names[1] && names[1] != names[2] && names[0] != names[2],
-                "{names:?}"
-            );
-            assert_eq!(names[2], first);
+            // The second one ends, as one that only knocks does at once.
+            places.remove(1);
+            let (thread, _) = threads.next();
+            assert_eq!(name(thread), own[1]);
+            assert_eq!(name(threads.next().0), own[1]);
             for arbiter in arbiters {
                 arbiter.stop();
                 let _ = arbiter.join();

@@ -26,6 +26,7 @@ use crate::wire::{
     self, Ack, BatchFrame, Decoder, Exception, Frame, GoAway, Limits, Pong, Status, WireError, decode_items,
 };
 
+use super::agent_listener::ThreadPlace;
 use super::cache_writer::{ApplyItems, Items, ItemsApplied};
 
 /// Frames to the peer that may wait for the socket. A peer that lets so many acks pile up does not read them.
@@ -85,6 +86,8 @@ pub struct AgentSessionParts {
     pub peer: Arc<str>,
     /// Its number and window.
     pub guard: SessionGuard,
+    /// Its place on this thread.
+    pub on_thread: ThreadPlace,
     /// By the caller's cache number, our own index.
     pub caches: Vec<Option<u16>>,
     /// What a frame may be.
@@ -117,6 +120,7 @@ pub struct AgentSession {
     writers: Vec<Handoff<ApplyItems>>,
     peer: Arc<str>,
     guard: SessionGuard,
+    _on_thread: ThreadPlace,
     caches: Vec<Option<u16>>,
     limits: Limits,
     io: Option<(TlsStream<BufReader<TcpStream>>, BytesMut)>,
@@ -140,6 +144,7 @@ impl AgentSession {
             writers,
             peer,
             guard,
+            on_thread,
             caches,
             limits,
             stream,
@@ -156,6 +161,7 @@ impl AgentSession {
             writers,
             peer,
             guard,
+            _on_thread: on_thread,
             caches,
             limits,
             io: Some((stream, buffered)),

@@ -23,7 +23,7 @@ use crate::poll_thread::{PartitionsAssigned, PollCommand, PollSettings, PollThre
 use crate::pulse::{self, Pulse};
 use crate::relay::{FlowShared, FlowView, LaneClock, RelayCache, StopFlow};
 use crate::telemetry::Instruments;
-use crate::threads::{join_arbiter, join_or_abandon};
+use crate::threads::{join_arbiter, join_or_abandon, named_arbiter};
 use crate::tls::TlsMaterial;
 
 use super::batch_coalescer::BatchCoalescer;
@@ -217,7 +217,7 @@ impl FlowSupervisor {
     }
 
     fn build_lane(&self, lane: usize) -> Lane {
-        let arbiter = Arbiter::new();
+        let arbiter = named_arbiter(&format!("lane{lane} {}", self.shared.view.peer_name()));
         let handle = arbiter.handle();
         let shared = self.shared.clone();
         let clock = Arc::new(LaneClock::new(shared.config.caches.len()));
@@ -305,11 +305,11 @@ impl FlowSupervisor {
         let (group, name) = match retry {
             false => (
                 config.kafka.group_for(&config.region, &peer.region),
-                self.shared.view.name.clone(),
+                format!("poll {}", peer.region),
             ),
             true => (
                 config.kafka.retry_group_for(&config.region, &peer.region),
-                format!("retry {}", self.shared.view.name),
+                format!("retry {}", peer.region),
             ),
         };
         PollThread::start(&name, settings, move |listener| {

@@ -22,6 +22,7 @@ use crate::config::DoorTls;
 use crate::front_door::{DoorShared, Place, UpstreamView};
 use crate::pulse;
 use crate::telemetry::RateLimit;
+use crate::threads::named_arbiter;
 use crate::tls::TlsMaterial;
 
 use super::front_door_session::{ClientStream, FrontDoorSession, SessionParts};
@@ -112,8 +113,8 @@ impl FrontDoor {
             listeners: Vec::new(),
         };
         let mut threads = Vec::new();
-        for _ in 0..shared.config.front_door.threads {
-            let arbiter = Arbiter::new();
+        for thread in 0..shared.config.front_door.threads {
+            let arbiter = named_arbiter(&format!("front door {thread}"));
             let handle = arbiter.handle();
             let pulse = shared.pulses.register_thread("front_door", region.clone(), limit);
             handle.spawn(pulse::beat(pulse));

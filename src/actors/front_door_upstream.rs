@@ -241,6 +241,8 @@ pub struct FrontDoorUpstream {
     settling: Option<(Instant, Vec<Doubtful>)>,
     /// Nothing is read from the server: clients do not read what is there.
     pause: Recheck,
+    /// Meanwhile it has said something.
+    answers_wait: bool,
 }
 
 impl FrontDoorUpstream {
@@ -270,6 +272,7 @@ impl FrontDoorUpstream {
             unsettled: Vec::new(),
             settling: None,
             pause: Recheck::default(),
+            answers_wait: false,
             parts,
         }
     }
@@ -353,14 +356,20 @@ impl FrontDoorUpstream {
             }
         }
         for _ in 0..READS {
-            if !self.parts.shared.takes_answers() {
-                self.pause.soon(task);
-                return Ok(());
-            }
-            self.pause.done();
             let Link::Open(stream) = &mut self.link else {
                 return Ok(());
             };
+            if !self.parts.shared.takes_answers() {
+                self.pause.soon(task);
+                self.answers_wait = stream.poll_read_ready(task).is_ready();
+                return Ok(());
+            }
+            if self.pause.waits() {
+                self.pause.done();
+                // It was not the server that took so long.
+                let now = Instant::now();
+                self.open.iter_mut().for_each(|open| open.since = now);
+            }
             if self.inbox.capacity() - self.inbox.len() < READ_BYTES / 16 {
                 self.inbox.reserve(READ_BYTES);
             }
@@ -612,13 +621,9 @@ impl FrontDoorUpstream {
     fn look(&mut self) {
         let now = Instant::now();
         let timeout = self.parts.shared.config.memcached.timeout;
-        if self.pause.waits()
-            && let Some(open) = self.open.front_mut()
-        {
-            // It is not the server that takes so long.
-            open.since = now;
-        }
-        let late = self.open.front().is_some_and(|open| now - open.since > timeout);
+        // While nothing is read it is not the server that takes so long, unless it has said nothing.
+        let excused = self.pause.waits() && self.answers_wait;
+        let late = !excused && self.open.front().is_some_and(|open| now - open.since > timeout);
         if late && matches!(self.link, Link::Open(_)) {
             self.give_up(&io::Error::new(
                 io::ErrorKind::TimedOut,

@@ -19,7 +19,7 @@ use crate::front_door::{DoorShared, UpstreamView};
 use crate::handoff::Handoff;
 use crate::intensity::Intensity;
 use crate::pulse::{self, Stall};
-use crate::threads::join_arbiter;
+use crate::threads::{join_arbiter, named_arbiter};
 use crate::tls::TlsMaterial;
 use crate::vitals::Vitals;
 
@@ -120,7 +120,7 @@ impl RegionSupervisor {
 
     fn start_flow(flow: &mut Flow, vitals: &Vitals) {
         vitals.up(&part_of(&flow.parts.view.name));
-        let arbiter = Arbiter::new();
+        let arbiter = named_arbiter(&format!("flow {}", flow.parts.view.peer_name()));
         let (parts, address) = (flow.parts.clone(), flow.address.clone());
         let supervisor =
             FlowSupervisor::start_in_arbiter(&arbiter.handle(), move |_| FlowSupervisor::new(parts, address));
@@ -135,7 +135,8 @@ impl RegionSupervisor {
         let shared = &self.agent_shared;
         let fence = Arc::new(Fence::new(shared.servers.len()));
         let (region, limit) = (&shared.config.region, shared.config.supervision.stalled_after);
-        let arbiters: Vec<Arbiter> = (0..shared.config.agent.threads).map(|_| Arbiter::new()).collect();
+        let threads = 0..shared.config.agent.threads;
+        let arbiters: Vec<Arbiter> = threads.map(|n| named_arbiter(&format!("agent {n}"))).collect();
         let handles: Vec<ArbiterHandle> = arbiters.iter().map(Arbiter::handle).collect();
         for handle in &handles {
             let pulse = shared.pulses.register_thread("agent", region.clone(), limit);
@@ -324,13 +325,15 @@ impl RegionSupervisor {
         // joined gets no call through.
         let shared = self.agent_shared.clone();
         let join = tokio::task::spawn_blocking(move || {
-            let joined: Vec<bool> = agent
-                .arbiters
-                .into_iter()
-                .map(|one| join_arbiter("agent", one))
-                .collect();
-            if joined.contains(&false) {
-                agent.fence.close();
+            let mut all = true;
+            for arbiter in agent.arbiters {
+                if !join_arbiter("agent", arbiter) {
+                    all = false;
+                    // Before the next one is waited for.
+                    agent.fence.close();
+                }
+            }
+            if !all {
                 shared.abandon_sessions();
             }
             shared.pulses.clear();

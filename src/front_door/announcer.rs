@@ -54,10 +54,13 @@ impl Said {
     /// What both say, in whichever order they came (one that waits in librdkafka's queue may be behind one that found it full):
     /// never a touch alone, if one is more, and a fill only if both are.
     fn with(self, earlier: Said) -> Said {
+        let op = Op::merged(earlier.op, self.op);
+        // A touch of what was filled makes no write of it.
+        let fills = |said: Said| said.fill || said.op == Op::Touch;
         Said {
-            op: Op::merged(earlier.op, self.op),
+            op,
             ttl: self.ttl,
-            fill: self.fill && earlier.fill,
+            fill: op == Op::Set && fills(self) && fills(earlier),
         }
     }
 }
@@ -475,7 +478,11 @@ mod tests {
             let mut unsent = Unsent::new(1, 3);
             assert!(unsent.add(0, b"a", of(first)) && unsent.add(0, b"a", of(then)));
             let (_, _, taken) = unsent.take(1).remove(0);
-            assert_eq!(taken.op, said, "{first:?}, {then:?}");
+            assert_eq!((taken.op, taken.fill), (said, false), "{first:?}, {then:?}");
         }
+        let touch = of(Op::Touch);
+        assert!(
+            touch.with(SET).fill && SET.with(touch).fill && !of(Op::Delete).with(SET).fill && !touch.with(touch).fill
+        );
     }
 }

@@ -120,6 +120,8 @@ pub struct DoorShared {
     connections: AtomicUsize,
     buffered: AtomicUsize,
     unread: AtomicUsize,
+    /// How often its threads were made anew: what an abandoned one holds is in no count.
+    generation: AtomicU64,
     doubtful: AtomicUsize,
     sessions: Mutex<Sessions>,
 }
@@ -149,6 +151,7 @@ impl DoorShared {
             connections: AtomicUsize::new(0),
             buffered: AtomicUsize::new(0),
             unread: AtomicUsize::new(0),
+            generation: AtomicU64::new(0),
             doubtful: AtomicUsize::new(0),
             sessions: Mutex::default(),
         }
@@ -190,14 +193,20 @@ impl DoorShared {
         if self.has_room() && !pressing {
             return;
         }
-        for session in self.sessions().live.values() {
+        let sessions = self.sessions();
+        let usual = self.unread.load(Relaxed) / sessions.live.len().max(1);
+        let pressing = pressing.then_some(usual);
+        for session in sessions.live.values() {
             session.do_send(MakeRoom { pressing });
         }
     }
 
-    /// The sessions of an arbiter that has ended never said so.
+    /// The sessions of an arbiter that has ended never said so, and one that hangs holds what it has for ever.
     pub fn forget_sessions(&self) {
         self.sessions().live.clear();
+        self.generation.fetch_add(1, SeqCst);
+        self.buffered.store(0, SeqCst);
+        self.unread.store(0, SeqCst);
     }
 
     /// Bytes that are held for clients: commands under way, answers that they have not read.
@@ -208,7 +217,8 @@ impl DoorShared {
     /// Whether more answers may be read from servers. What they will come to is known only when they come, so that there can be
     /// more of them than was expected; what is beyond this stays in the servers' sockets, and delays all clients.
     pub fn takes_answers(&self) -> bool {
-        self.unread.load(Relaxed) < self.config.front_door.max_buffered_bytes / 4 * 3
+        let most = self.config.front_door.max_buffered_bytes;
+        self.unread.load(Relaxed) < most - most / 4
     }
 
     /// So many more writes may have happened, on connections that were lost; their events are still to be produced.
@@ -268,6 +278,7 @@ pub struct Charge {
     bytes: usize,
     /// Of them, answers that are there and that a client has not read.
     unread: usize,
+    generation: u64,
 }
 
 /// From so many to so many.
@@ -287,11 +298,15 @@ impl Charge {
             shared: shared.clone(),
             bytes,
             unread: 0,
+            generation: shared.generation.load(Relaxed),
         }
     }
 
     /// From now on of so many answers that are not read, and of so many other bytes.
     pub fn set(&mut self, unread: usize, other: usize) {
+        if self.generation != self.shared.generation.load(Relaxed) {
+            return;
+        }
         change(&self.shared.buffered, self.bytes, unread + other);
         change(&self.shared.unread, self.unread, unread);
         (self.bytes, self.unread) = (unread + other, unread);

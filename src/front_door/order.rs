@@ -63,12 +63,19 @@ pub struct Order {
     commands: u32,
     /// Bytes in `ready` and `held`.
     unsent: usize,
+    /// Bytes in `ready`.
+    ready_bytes: usize,
 }
 
 impl Order {
     /// Bytes that the client can be told, or will be.
     pub fn unsent(&self) -> usize {
         self.unsent + self.early_bytes
+    }
+
+    /// Of these, what it can be told now.
+    pub fn tellable(&self) -> usize {
+        self.ready_bytes
     }
 
     /// Commands whose answers are not there yet.
@@ -145,6 +152,7 @@ impl Order {
             && let Some(Waiting { bytes, .. }) = self.held.pop_front()
         {
             if !bytes.is_empty() {
+                self.ready_bytes += bytes.len();
                 self.ready.push_back(bytes);
             }
         }
@@ -181,6 +189,7 @@ impl Order {
     pub fn pop(&mut self) -> Option<Bytes> {
         let bytes = self.ready.pop_front()?;
         self.unsent -= bytes.len();
+        self.ready_bytes -= bytes.len();
         Some(bytes)
     }
 
@@ -219,6 +228,7 @@ impl Order {
                 self.held.push_back(Waiting { bytes, held, piece });
             }
         } else if !bytes.is_empty() {
+            self.ready_bytes += bytes.len();
             self.ready.push_back(bytes);
         }
     }

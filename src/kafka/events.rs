@@ -94,7 +94,7 @@ impl EventProducer {
                 "queue.buffering.max.kbytes",
                 &(max_events / 2).max(1024).to_string(),
             )
-            .set_if_absent(kafka, "linger.ms", &linger.as_millis().to_string())
+            .set_if_absent(kafka, "linger.ms", &(linger.as_secs_f64() * 1000.0).to_string())
             .set_if_absent(kafka, IN_FLIGHT.0, IN_FLIGHT.1)
             .set_if_absent(kafka, "batch.num.messages", "10000");
         let producer = config.create_with_context(Context {

@@ -588,7 +588,7 @@ pub static METRICS: &[&Metric] = &[
     ),
     &counter(
         "evrepl_front_door_clients_dropped_total", "{client}", &["cache"],
-        "Clients disconnected because they neither read nor sent, and `max_buffered_bytes` was reached",
+        "Clients disconnected because they did not read, or send, what others needed the room of `max_buffered_bytes` for",
         |seen, say| {
             for door in &seen.status.front_doors {
                 say(door.dropped, &[text("cache", &door.cache)]);

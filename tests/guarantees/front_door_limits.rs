@@ -303,6 +303,32 @@ fn large_answers_that_nobody_reads_delay_nobody_else() {
 }
 
 #[test]
+fn when_more_comes_than_there_is_room_for_those_that_are_behind_leave_and_no_server_is_given_up() {
+    let _gate = shared();
+    let region = region(
+        CacheSpec::new(SESSIONS).front_door(),
+        &[("front_door.max_buffered_bytes", "\"32MiB\"")],
+    );
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("large", &"v".repeat(1_000_000)), "STORED");
+    // Nothing is known of their answers yet, so that each has some under way: 160 MB together.
+    let mut greedy: Vec<Client> = (0..40).map(|_| Client::at(&region)).collect();
+    for greedy in &mut greedy {
+        greedy.send("get large\r\n".repeat(1000));
+    }
+    wait_until("it presses", LIMIT, || door(&region)["full"] == true);
+    for n in 0..100 {
+        assert_eq!(client.set(&format!("key:{n}"), "x"), "STORED");
+        let held = door(&region)["buffered_bytes"].as_u64().unwrap();
+        assert!(held < 100 << 20, "{held} bytes are held");
+    }
+    let door = door(&region);
+    assert!(door["dropped"].as_u64().unwrap() > 0, "{door:#}");
+    // It was not the server that was slow.
+    assert_eq!(door["unreachable"], 0, "{door:#}");
+}
+
+#[test]
 fn a_key_with_line_breaks_is_no_answer_to_anybody() {
     let _gate = shared();
     let region = region(CacheSpec::new(SESSIONS).front_door(), &[]);

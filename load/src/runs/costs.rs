@@ -76,8 +76,11 @@ impl Costs {
                 cpu -= sink;
             }
             *by_role.entry(role).or_default() += cpu / million;
-            let system = measured.system_seconds_per_million.entry(role).or_default();
-            *system += used.system_seconds / million;
+            // Of the tool it is not known which of its threads it was.
+            if *role != "tool" {
+                let system = measured.system_seconds_per_million.entry(role).or_default();
+                *system += used.system_seconds / million;
+            }
             let peak = measured.peak_rss_mib.entry(role).or_default();
             *peak = peak.max(mib(used.peak_rss_bytes));
             let threads = measured.thread_cpu_seconds_per_million.entry(role).or_default();
