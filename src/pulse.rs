@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use actix_rt::ArbiterHandle;
 use tokio::time::Instant;
 
 /// A look that comes so late was kept from looking itself: by a frozen process or a machine without CPU, in which nothing
@@ -71,7 +72,7 @@ impl Pulse {
 }
 
 /// Shows without end that the thread it runs on turns.
-pub async fn beat(pulse: Arc<Pulse>) {
+async fn beat(pulse: Arc<Pulse>) {
     loop {
         pulse.moved("turned");
         tokio::time::sleep(BEAT).await;
@@ -141,6 +142,11 @@ impl Pulses {
         let pulse = self.register_patient(actor, place, limit + limit / 2);
         pulse.holds(1, None);
         pulse
+    }
+
+    /// The same, and the thread keeps it moving.
+    pub fn watch_thread(&self, thread: &ArbiterHandle, actor: &'static str, place: String, limit: Duration) {
+        thread.spawn(beat(self.register_thread(actor, place, limit)));
     }
 
     /// A new pulse of a stage that may take so long without moving, whatever the limit.

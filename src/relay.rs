@@ -561,11 +561,6 @@ pub struct StopFlow {
 }
 
 impl FlowView {
-    /// The region that it goes to.
-    pub fn peer_name(&self) -> &str {
-        self.name.rsplit("->").next().unwrap_or_default()
-    }
-
     /// The view of the flow to `peer` with `lanes` lanes.
     pub fn new(config: &Config, peer: usize) -> Self {
         let servers = config.caches.iter().flat_map(|cache| {

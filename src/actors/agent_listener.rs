@@ -1,6 +1,7 @@
 //! AgentListener: accepts connections from peers, checks who calls, greets, and starts a session for each.
 //!
-//! In: TCP connections. Out: an [`AgentSession`] per accepted caller, on the agent's threads in turn; one log line per refused one.
+//! In: TCP connections. Out: an [`AgentSession`] per accepted caller, on the agent's thread that has the fewest;
+//! one log line per refused one.
 //! The caller's region comes from its certificate, never from what it says. Restarts alone: sessions go on without it.
 //! Bounded by: [`MAX_GREETINGS`] at once, each within [`GREETING_TIMEOUT`].
 

@@ -20,7 +20,7 @@ use crate::kafka::{FlowConsumer, Prefetch, Producer};
 use crate::outcome::Outcome;
 use crate::permits::{ByteBudget, Permits};
 use crate::poll_thread::{PartitionsAssigned, PollCommand, PollSettings, PollThread, PollThreadEnded};
-use crate::pulse::{self, Pulse};
+use crate::pulse::Pulse;
 use crate::relay::{FlowShared, FlowView, LaneClock, RelayCache, StopFlow};
 use crate::telemetry::Instruments;
 use crate::threads::{join_arbiter, join_or_abandon, named_arbiter};
@@ -217,13 +217,13 @@ impl FlowSupervisor {
     }
 
     fn build_lane(&self, lane: usize) -> Lane {
-        let arbiter = named_arbiter(&format!("lane{lane} {}", self.shared.view.peer_name()));
-        let handle = arbiter.handle();
         let shared = self.shared.clone();
+        let peer = &shared.config.peers[shared.view.peer].region;
+        let arbiter = named_arbiter(&format!("lane{lane} {peer}"));
+        let handle = arbiter.handle();
         let clock = Arc::new(LaneClock::new(shared.config.caches.len()));
         let limit = shared.config.supervision.stalled_after;
-        let pulse = (shared.view.pulses).register_thread("lane", format!("lane {lane}"), limit);
-        handle.spawn(pulse::beat(pulse));
+        (shared.view.pulses).watch_thread(&handle, "lane", format!("lane {lane}"), limit);
         let (mailbox, gauges) = (&shared.config.mailbox, &shared.view.mailboxes);
 
         let link_parts = RemoteLinkParts {

@@ -20,7 +20,6 @@ use tokio::sync::Semaphore;
 
 use crate::config::DoorTls;
 use crate::front_door::{DoorShared, Place, UpstreamView};
-use crate::pulse;
 use crate::telemetry::RateLimit;
 use crate::threads::named_arbiter;
 use crate::tls::TlsMaterial;
@@ -116,8 +115,7 @@ impl FrontDoor {
         for thread in 0..shared.config.front_door.threads {
             let arbiter = named_arbiter(&format!("front door {thread}"));
             let handle = arbiter.handle();
-            let pulse = shared.pulses.register_thread("front_door", region.clone(), limit);
-            handle.spawn(pulse::beat(pulse));
+            shared.pulses.watch_thread(&handle, "front_door", region.clone(), limit);
             let caches = 0..shared.config.caches.len();
             let upstreams = caches
                 .map(|cache| door.connections(shared, cache, &handle, &views[cache]))

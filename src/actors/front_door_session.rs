@@ -517,8 +517,8 @@ impl Handler<MakeRoom> for FrontDoorSession {
         shared.counts[self.parts.cache].dropped.fetch_add(1, Relaxed);
         if let Some(unsaid) = STUCK.due(cache) {
             let why = match stuck {
-                true => "it has read and sent nothing for 5 seconds",
-                false => "it reads more slowly than it asks, and all others wait",
+                true => format!("it has read and sent nothing for {STUCK_FOR:?}"),
+                false => "it reads more slowly than it asks, and all others wait".to_owned(),
             };
             tracing::warn!(
                 cache,

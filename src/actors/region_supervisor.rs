@@ -18,7 +18,7 @@ use crate::agent::{AgentShared, Fence};
 use crate::front_door::{DoorShared, UpstreamView};
 use crate::handoff::Handoff;
 use crate::intensity::Intensity;
-use crate::pulse::{self, Stall};
+use crate::pulse::Stall;
 use crate::threads::{join_arbiter, named_arbiter};
 use crate::tls::TlsMaterial;
 use crate::vitals::Vitals;
@@ -120,7 +120,8 @@ impl RegionSupervisor {
 
     fn start_flow(flow: &mut Flow, vitals: &Vitals) {
         vitals.up(&part_of(&flow.parts.view.name));
-        let arbiter = named_arbiter(&format!("flow {}", flow.parts.view.peer_name()));
+        let peer = &flow.parts.config.peers[flow.parts.view.peer].region;
+        let arbiter = named_arbiter(&format!("flow {peer}"));
         let (parts, address) = (flow.parts.clone(), flow.address.clone());
         let supervisor =
             FlowSupervisor::start_in_arbiter(&arbiter.handle(), move |_| FlowSupervisor::new(parts, address));
@@ -139,8 +140,7 @@ impl RegionSupervisor {
         let arbiters: Vec<Arbiter> = threads.map(|n| named_arbiter(&format!("agent {n}"))).collect();
         let handles: Vec<ArbiterHandle> = arbiters.iter().map(Arbiter::handle).collect();
         for handle in &handles {
-            let pulse = shared.pulses.register_thread("agent", region.clone(), limit);
-            handle.spawn(pulse::beat(pulse));
+            shared.pulses.watch_thread(handle, "agent", region.clone(), limit);
         }
         let slots = shared.config.mailbox.cache_writer;
         let mut writers = Vec::new();

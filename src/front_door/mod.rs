@@ -293,13 +293,14 @@ fn change(of: &AtomicUsize, before: usize, after: usize) {
 impl Charge {
     /// Of so many bytes.
     pub fn new(shared: &Arc<DoorShared>, bytes: usize) -> Charge {
-        shared.buffered.fetch_add(bytes, Relaxed);
-        Charge {
+        let mut charge = Charge {
             shared: shared.clone(),
-            bytes,
+            bytes: 0,
             unread: 0,
             generation: shared.generation.load(Relaxed),
-        }
+        };
+        charge.set(0, bytes);
+        charge
     }
 
     /// From now on of so many answers that are not read, and of so many other bytes.

@@ -404,6 +404,16 @@ fn ttl(word: &[u8]) -> Option<u32> {
 
 /// Reads one command from the beginning of what a client has sent.
 pub fn parse(bytes: &[u8], limits: TextLimits) -> Parsed {
+    match read(bytes, limits) {
+        Parsed::Forward(command) if breaks_lines(bytes, &command) => Parsed::Answer {
+            length: command.length,
+            answer: LINE_BREAK,
+        },
+        parsed => parsed,
+    }
+}
+
+fn read(bytes: &[u8], limits: TextLimits) -> Parsed {
     let Some(newline) = memchr(b'\n', bytes) else {
         return unfinished(bytes, limits);
     };
@@ -519,9 +529,6 @@ pub fn parse(bytes: &[u8], limits: TextLimits) -> Parsed {
             }
             let mut command = command;
             flags(line, &words, 2, &mut command);
-            if breaks_lines(line, &command) {
-                return answer(LINE_BREAK);
-            }
             Parsed::Forward(command)
         }
         Verb::MetaSet => meta_set(bytes, line, &words, command, limits),
@@ -530,15 +537,11 @@ pub fn parse(bytes: &[u8], limits: TextLimits) -> Parsed {
                 return answer(BAD_FORMAT);
             }
             let base64 = words.count > 2 && words.get(line, 2) == b"b";
-            let command = Command {
+            Parsed::Forward(Command {
                 base64,
                 names_key: true,
                 ..command
-            };
-            match breaks_lines(line, &command) {
-                true => answer(LINE_BREAK),
-                false => Parsed::Forward(command),
-            }
+            })
         }
     }
 }
@@ -707,23 +710,17 @@ fn meta_set(bytes: &[u8], line: &[u8], words: &Words, mut command: Command, limi
         };
     }
     command.odd |= !words.get(line, 2).iter().all(u8::is_ascii_digit);
-    match with_value(bytes, length, command, limits) {
-        Parsed::Forward(command) if breaks_lines(line, &command) => Parsed::Answer {
-            length: command.length,
-            answer: LINE_BREAK,
-        },
-        parsed => parsed,
-    }
+    with_value(bytes, length, command, limits)
 }
 
 /// Whether the answer would name a key as it is in which a line ends. memcached does so for a key in base64 whose item was made
 /// by a binary client, by `N` or by `ma`, and that ends the answer too early: the rest would be taken for the answers to what other
 /// clients have asked.
-fn breaks_lines(line: &[u8], command: &Command) -> bool {
+fn breaks_lines(bytes: &[u8], command: &Command) -> bool {
     let mut key = Vec::new();
     command.names_key
         && command.base64
-        && base64::decode(command.key.of_bytes(line), &mut key)
+        && base64::decode(command.key.of_bytes(bytes), &mut key)
         && memchr(b'\n', &key).is_some()
 }
 

@@ -19,13 +19,40 @@ fn region(cache: CacheSpec, settings: &[(&str, &str)]) -> Region {
     alone(&broker().client(), cache, settings)
 }
 
-/// One that holds little for its clients, and a client who knows of a large value there.
-fn small() -> (Region, Client) {
+/// One whose front door may hold so much, and a client who knows of a large value there.
+fn with_large(max_buffered: &str, bytes: usize) -> (Region, Client) {
     let cache = CacheSpec::new(SESSIONS).front_door();
-    let region = region(cache, &[("front_door.max_buffered_bytes", "\"1MiB\"")]);
+    let region = region(
+        cache,
+        &[("front_door.max_buffered_bytes", &format!("\"{max_buffered}\""))],
+    );
     let mut client = Client::at(&region);
-    assert_eq!(client.set("large", &"v".repeat(400_000)), "STORED");
+    assert_eq!(client.set("large", &"v".repeat(bytes)), "STORED");
     (region, client)
+}
+
+/// One that holds little for its clients.
+fn small() -> (Region, Client) {
+    with_large("1MiB", 400_000)
+}
+
+/// So many clients that ask for the large value so often, and have read nothing yet.
+fn greedy(region: &Region, clients: usize, gets: usize) -> Vec<Client> {
+    let ask = |_| {
+        let mut client = Client::at(region);
+        client.send("get large\r\n".repeat(gets));
+        client
+    };
+    (0..clients).map(ask).collect()
+}
+
+/// A request of the binary protocol.
+fn binary_request(opcode: u8, opaque: [u8; 4], key: &[u8], extras: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x80, opcode, 0, key.len() as u8, extras.len() as u8, 0, 0, 0];
+    bytes.extend(((key.len() + extras.len() + value.len()) as u32).to_be_bytes());
+    bytes.extend(opaque);
+    bytes.extend([0; 8]);
+    [&bytes[..], extras, key, value].concat()
 }
 
 /// Lengths from nothing to more than is copied, and one that takes many reads.
@@ -195,13 +222,6 @@ fn a_binary_value_that_is_too_large_harms_nobody_else() {
         .front_door()
         .option("max_value_bytes", "\"64KiB\"");
     let region = region(cache, &[]);
-    let request = |opcode: u8, opaque: [u8; 4], key: &[u8], extras: &[u8], value: &[u8]| {
-        let mut bytes = vec![0x80, opcode, 0, key.len() as u8, extras.len() as u8, 0, 0, 0];
-        bytes.extend(((key.len() + extras.len() + value.len()) as u32).to_be_bytes());
-        bytes.extend(opaque);
-        bytes.extend([0; 8]);
-        [&bytes[..], extras, key, value].concat()
-    };
     let mut own = std::net::TcpStream::connect(region.cache(SESSIONS).front_door()).unwrap();
     own.set_read_timeout(Some(LIMIT)).unwrap();
     let mut ask = |bytes: Vec<u8>| -> (u16, [u8; 4]) {
@@ -213,11 +233,11 @@ fn a_binary_value_that_is_too_large_harms_nobody_else() {
         let status = u16::from_be_bytes([header[6], header[7]]);
         (status, header[12..16].try_into().unwrap())
     };
-    assert_eq!(ask(request(1, *b"one1", b"key", &[0; 8], b"old")), (0, *b"one1"));
+    assert_eq!(ask(binary_request(1, *b"one1", b"key", &[0; 8], b"old")), (0, *b"one1"));
     let large = vec![b'x'; 70_000];
-    assert_eq!(ask(request(1, *b"two2", b"key", &[0; 8], &large)), (3, *b"two2"));
+    assert_eq!(ask(binary_request(1, *b"two2", b"key", &[0; 8], &large)), (3, *b"two2"));
     // As memcached: what was there is gone; and the connection that others share is still the same.
-    assert_eq!(ask(request(0, *b"thr3", b"key", &[], b"")), (1, *b"thr3"));
+    assert_eq!(ask(binary_request(0, *b"thr3", b"key", &[], b"")), (1, *b"thr3"));
     assert_eq!(door(&region)["unreachable"], 0);
 }
 
@@ -227,10 +247,7 @@ fn clients_that_read_nothing_hold_so_many_bytes_and_get_what_they_asked_for_when
     let (region, client) = small();
     drop(client);
     let before = region.rss_bytes();
-    let mut clients: Vec<Client> = (0..40).map(|_| Client::at(&region)).collect();
-    for client in &mut clients {
-        client.send("get large\r\n".repeat(20));
-    }
+    let clients = greedy(&region, 40, 20);
     wait_until("the room is taken", LIMIT, || door(&region)["full"] == true);
     // 320 MB were asked for. Whoever came first may have some more than there is room for.
     for _ in 0..50 {
@@ -257,10 +274,7 @@ fn clients_that_read_nothing_hold_so_many_bytes_and_get_what_they_asked_for_when
 fn clients_that_never_read_give_way_to_those_that_do() {
     let _gate = shared();
     let (region, mut client) = small();
-    let mut stuck: Vec<Client> = (0..20).map(|_| Client::at(&region)).collect();
-    for stuck in &mut stuck {
-        stuck.send("get large\r\n".repeat(20));
-    }
+    let _stuck = greedy(&region, 20, 20);
     // And one that never sends all of its value.
     let mut half = Client::at(&region);
     half.send(format!("set half 0 0 500000\r\n{}", "h".repeat(300_000)));
@@ -278,13 +292,8 @@ fn clients_that_never_read_give_way_to_those_that_do() {
 #[test]
 fn large_answers_that_nobody_reads_delay_nobody_else() {
     let _gate = shared();
-    let region = region(CacheSpec::new(SESSIONS).front_door(), &[]);
-    let mut client = Client::at(&region);
-    assert_eq!(client.set("large", &"v".repeat(1_000_000)), "STORED");
-    let mut greedy: Vec<Client> = (0..40).map(|_| Client::at(&region)).collect();
-    for greedy in &mut greedy {
-        greedy.send("get large\r\n".repeat(1000));
-    }
+    let (region, mut client) = with_large("256MiB", 1_000_000);
+    let _greedy = greedy(&region, 40, 1000);
     // 40 GB were asked for: of each client no more than a few are on the way at once.
     for n in 0..100 {
         assert_eq!(client.set(&format!("key:{n}"), "x"), "STORED");
@@ -305,17 +314,9 @@ fn large_answers_that_nobody_reads_delay_nobody_else() {
 #[test]
 fn when_more_comes_than_there_is_room_for_those_that_are_behind_leave_and_no_server_is_given_up() {
     let _gate = shared();
-    let region = region(
-        CacheSpec::new(SESSIONS).front_door(),
-        &[("front_door.max_buffered_bytes", "\"32MiB\"")],
-    );
-    let mut client = Client::at(&region);
-    assert_eq!(client.set("large", &"v".repeat(1_000_000)), "STORED");
+    let (region, mut client) = with_large("32MiB", 1_000_000);
     // Nothing is known of their answers yet, so that each has some under way: 160 MB together.
-    let mut greedy: Vec<Client> = (0..40).map(|_| Client::at(&region)).collect();
-    for greedy in &mut greedy {
-        greedy.send("get large\r\n".repeat(1000));
-    }
+    let _greedy = greedy(&region, 40, 1000);
     wait_until("it presses", LIMIT, || door(&region)["full"] == true);
     for n in 0..100 {
         assert_eq!(client.set(&format!("key:{n}"), "x"), "STORED");
@@ -335,13 +336,8 @@ fn a_key_with_line_breaks_is_no_answer_to_anybody() {
     let mut evil = Client::at(&region);
     let key = b"y\r\nVA 6\r\nforged\r\nSTORED";
     // memcached gives it back as it is, whether a binary client has made it, or `N`.
-    let mut set = vec![0x80, 1, 0, key.len() as u8, 8, 0, 0, 0];
-    set.extend((8 + key.len() as u32 + 1).to_be_bytes());
-    set.extend([0; 20]);
-    set.extend(key);
-    set.push(b'v');
     let mut binary = Client::at(&region);
-    binary.send(set);
+    binary.send(binary_request(1, [0; 4], key, &[0; 8], b"v"));
     let mut header = [0; 24];
     binary.read_exact(&mut header);
     assert_eq!(&header[6..8], [0, 0]);

@@ -39,7 +39,7 @@ fn partitions_that_are_paused_for_longer_than_max_poll_interval_stay_ours_and_lo
     wait_until("all partitions are assigned", LIMIT, || {
         count(&pair.us, "partitions assigned") == 2
     });
-    let keys: Vec<String> = (0..WRITES).map(|n| format!("key:{n}")).collect();
+    let keys = numbered("key", WRITES);
     pair.us.writer("sessions").set_all(keys.iter().map(|key| (key, key)));
     let paused = |status: &serde_json::Value| status["flows"][0]["paused_partitions"] == 4;
     pair.us.wait_until("every partition is paused", LIMIT, paused);
@@ -84,7 +84,7 @@ fn events_that_trickle_in_are_sent_together() {
     settle(&pair.both());
     let batches = || pair.us.metric("evrepl_batches_total", &[]).unwrap_or(0.0);
     let (before, began) = (batches(), Instant::now());
-    let keys: Vec<String> = (0..WRITES).map(|n| format!("key:{n}")).collect();
+    let keys = numbered("key", WRITES);
     for key in &keys {
         writer.set(key.as_bytes(), key.as_bytes());
         // It is in Kafka before the next one is written: nothing but the relay brings them together.
@@ -104,7 +104,6 @@ fn partitions_that_are_only_slower_than_kafka_are_not_paused() {
     let _gate = shared();
     let pair = TwoRegionsSpec::new()
         .one_way()
-        .cache(CacheSpec::new("sessions").memcached_args(&["-m", "256"]))
         // Small chunks, each of which takes as long as on a machine that is busy with others: what is behind has time to spare.
         .us(|us| {
             us.set("flow.max_in_flight_events", "2000")
@@ -116,7 +115,7 @@ fn partitions_that_are_only_slower_than_kafka_are_not_paused() {
     writer.set(b"first", b"x");
     writer.flush();
     settle(&pair.both());
-    let keys: Vec<String> = (0..WRITES).map(|n| format!("key:{n}")).collect();
+    let keys = numbered("key", WRITES);
     let (mut seen, mut paused) = (0, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| pair.us.writer("sessions").set_all(keys.iter().map(|key| (key, key))));

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 
+use crate::actors::front_door_upstream::{Expect, Sent, failure};
 use crate::config::OnKafkaDown;
 use crate::event::TraceContext;
 use crate::front_door::answers::{Asked, Piece};
@@ -13,18 +14,17 @@ use crate::front_door::text::{self, Hush, Parsed, Span, TextLimits, Verb};
 use crate::telemetry::RateLimit;
 use crate::telemetry::event_trace::random_id;
 
-use super::super::front_door_upstream::{Expect, Sent, failure};
 use super::FrontDoorSession;
 
+/// The longest list of keys.
+const MAX_LIST_BYTES: usize = 1 << 20;
 /// A list of keys that is longer is sent in pieces, if the server would not wait for it.
 const PIECE_BYTES: usize = text::MAX_LINE_BYTES - 64;
 /// Behind what is not as clients write it.
 const BARRIER: &[u8] = b"mn\r\n";
 const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
-static FLUSHED: RateLimit = RateLimit::new();
 const KAFKA_AWAY: &str = "kafka is away, the write was not made";
-/// The longest list of keys.
-const MAX_LIST_BYTES: usize = 1 << 20;
+static FLUSHED: RateLimit = RateLimit::new();
 
 /// Commands for one server, from one read.
 #[derive(Default)]
