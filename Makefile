@@ -55,17 +55,17 @@ browser:
 	@scripts/setup.sh browser
 	cargo test --workspace --features failpoints --test browser --test actix_contract -- --ignored a_browser
 
-# The dev profile: what counts here is what is lost, and two cores carry its load easily.
+# A release build: with the dev profile two cores have no time left at this load, and the table of isolation shows that.
 faults: kafka
-	cargo build -p evrepl -p evrepl-load --bins
-	@target/debug/evrepl-faults $(ARGS)
+	cargo build --release -p evrepl -p evrepl-load --bin evrepl --bin evrepl-faults
+	@target/release/evrepl-faults $(ARGS)
 
 # The rows of the goals: ARGS=--goals; the curves: ARGS=--growth; ten minutes: ARGS=--long. load/README.md says the rest.
 load: kafka
 	cargo build --release -p evrepl -p evrepl-load --bin evrepl --bin evrepl-load
 	@target/release/evrepl-load $(ARGS)
 
-# A release build of evrepl whose stacks a sampling profiler can follow. The tool itself need not be fast: as with `make faults`.
+# A release build of evrepl whose stacks a sampling profiler can follow. The tool itself need not be fast.
 profile: kafka
 	@scripts/setup.sh profile $(ARGS)
 	RUSTFLAGS="-C force-frame-pointers=yes -C symbol-mangling-version=v0" CFLAGS=-fno-omit-frame-pointer \
