@@ -4,6 +4,7 @@
 
 mod events;
 mod records;
+mod settings;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 pub use self::events::{Delivery, EventProducer, EventSender, NotTaken};
 use self::records::RecordQueue;
 pub use self::records::{Batch, MAX_BATCH, Record, Scratch};
+pub use self::settings::try_settings;
 use crate::config::{Kafka, StartAt};
 use crate::retention::{self, Gap};
 use crate::telemetry::RateLimit;
@@ -111,6 +113,45 @@ fn client_config(kafka: &Kafka, client_id: &str) -> ClientConfig {
         // A broker that comes back is found at once; the default backs off to ten seconds.
         .set_if_absent(kafka, "reconnect.backoff.max.ms", "1000")
         .set_log_level(RDKafkaLogLevel::Warning);
+    config
+}
+
+/// Of a flow's consumer.
+fn flow_config(kafka: &Kafka, group: &str, node: &str, prefetch: Prefetch) -> ClientConfig {
+    let session_ms = kafka.session_timeout.as_millis().to_string();
+    let mut config = client_config(kafka, node);
+    config
+        .set("group.id", group)
+        .set("group.instance.id", node)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", &session_ms)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // Positions are set explicitly at assignment; this governs only offsets that retention has removed since.
+        .set("auto.offset.reset", "earliest")
+        .set_if_absent(kafka, "heartbeat.interval.ms", "500")
+        // One queue holds every partition's prefetched records: its memory is part of the documented bound.
+        .set_if_absent(kafka, "queued.max.messages.kbytes", &(prefetch.bytes >> 10).to_string())
+        .set_if_absent(kafka, "queued.min.messages", &prefetch.records.to_string())
+        // librdkafka's default of 50 MB would come on top of the queue.
+        .set_if_absent(kafka, "fetch.max.bytes", &prefetch.answer.to_string())
+        // After the queue was full, fetch again at once; librdkafka's default waits a second.
+        .set_if_absent(kafka, "fetch.queue.backoff.ms", "10")
+        .set_if_absent(kafka, "fetch.wait.max.ms", "100")
+        .set_if_absent(kafka, "fetch.error.backoff.ms", "100");
+    config
+}
+
+/// Of a producer that waits for every in-sync replica and for no others that go along.
+fn producer_config(kafka: &Kafka, client_id: &str) -> ClientConfig {
+    let mut config = client_config(kafka, client_id);
+    config
+        // Interactive: nobody waits for a batch to fill.
+        .set_if_absent(kafka, "linger.ms", "1")
+        .set_if_absent(kafka, IN_FLIGHT.0, IN_FLIGHT.1)
+        // As long as anybody here waits for a record: one that was given up must not pile up behind its repetition.
+        .set_if_absent(kafka, "message.timeout.ms", "10000")
+        .set_if_absent(kafka, "queue.buffering.max.kbytes", "32768");
     config
 }
 
@@ -568,27 +609,7 @@ impl FlowConsumer {
         prefetch: Prefetch,
         listener: Box<dyn RebalanceListener>,
     ) -> Result<Self, KafkaError> {
-        let session_ms = kafka.session_timeout.as_millis().to_string();
-        let mut config = client_config(kafka, node);
-        config
-            .set("group.id", group)
-            .set("group.instance.id", node)
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", &session_ms)
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            // Positions are set explicitly at assignment; this governs only offsets that retention has removed since.
-            .set("auto.offset.reset", "earliest")
-            .set_if_absent(kafka, "heartbeat.interval.ms", "500")
-            // One queue holds every partition's prefetched records: its memory is part of the documented bound.
-            .set_if_absent(kafka, "queued.max.messages.kbytes", &(prefetch.bytes >> 10).to_string())
-            .set_if_absent(kafka, "queued.min.messages", &prefetch.records.to_string())
-            // librdkafka's default of 50 MB would come on top of the queue.
-            .set_if_absent(kafka, "fetch.max.bytes", &prefetch.answer.to_string())
-            // After the queue was full, fetch again at once; librdkafka's default waits a second.
-            .set_if_absent(kafka, "fetch.queue.backoff.ms", "10")
-            .set_if_absent(kafka, "fetch.wait.max.ms", "100")
-            .set_if_absent(kafka, "fetch.error.backoff.ms", "100");
+        let config = flow_config(kafka, group, node, prefetch);
         let context = FlowContext {
             start_at: if retry { StartAt::Earliest } else { kafka.start_at },
             retry,
@@ -853,14 +874,7 @@ impl Producer {
     /// # Errors
     /// [`KafkaError::Settings`] when librdkafka refuses a property.
     pub fn new(kafka: &Kafka, client_id: &str) -> Result<Self, KafkaError> {
-        let mut config = client_config(kafka, client_id);
-        config
-            // Interactive: nobody waits for a batch to fill.
-            .set_if_absent(kafka, "linger.ms", "1")
-            .set_if_absent(kafka, IN_FLIGHT.0, IN_FLIGHT.1)
-            // As long as anybody here waits for a record: one that was given up must not pile up behind its repetition.
-            .set_if_absent(kafka, "message.timeout.ms", "10000")
-            .set_if_absent(kafka, "queue.buffering.max.kbytes", "32768");
+        let config = producer_config(kafka, client_id);
         let producer = config.create_with_context(ProducerContext)?;
         let current = CurrentProducer {
             producer,

@@ -265,7 +265,10 @@ impl FrontDoorUpstream {
             inbox: BytesMut::new(),
             seen: 0,
             announcer: parts.shared.announcer.handle(),
-            receiver: acked.then(|| parts.shared.announcer.receiver(letterbox.clone())),
+            receiver: acked.then(|| {
+                let receipts = Arc::downgrade(&letterbox);
+                parts.shared.announcer.receiver(receipts)
+            }),
             letterbox,
             last_receipt: 0,
             waiting: HashMap::new(),

@@ -10,7 +10,7 @@ use super::{CliError, ConfigArg, Done, EXIT_CONFIG, runtime, table};
 use crate::actors::cache_reader::MAX_PARKING;
 use crate::actors::cache_writer::MAX_BYTES as MAX_CALL_BYTES;
 use crate::config::{Config, Peer};
-use crate::kafka::Prefetch;
+use crate::kafka::{Prefetch, try_settings};
 use crate::poll_thread::max_chunk;
 use crate::stamps::DEFAULT_SLOTS_LOG2;
 
@@ -33,7 +33,7 @@ const ALLOCATOR_PART: u64 = 4;
 /// Tell everything that is wrong with a configuration, and how much memory it may take
 ///
 /// Prints `ok` with a summary and exits with 0, or prints every problem with its place and exits
-/// with 78.
+/// with 78. What only librdkafka can tell of `[kafka.properties]` is among it; nobody is asked.
 ///
 /// With --connect it also asks what the configuration names, and changes nothing there: Kafka and
 /// its topics, each memcached server (and whether a few of the keys that it holds belong there by
@@ -53,6 +53,10 @@ pub(super) struct CheckArgs {
 impl CheckArgs {
     pub(super) fn execute(self) -> Result<Done, CliError> {
         let config = self.config.load()?;
+        try_settings(&config).map_err(|source| CliError::Kafka {
+            file: self.config.config.clone(),
+            source,
+        })?;
         let mut text = format!("ok  {}\n\n", self.config.config.display());
         summarize(&config, &mut text);
         if !self.connect {

@@ -23,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::certs::CertsError;
 use crate::config::{Config, ConfigError};
+use crate::kafka::KafkaError;
 use crate::replay::ReplayError;
 use crate::telemetry::TelemetryError;
 use crate::writer::WriterError;
@@ -110,6 +111,8 @@ impl Done {
 enum CliError {
     #[error("{0}")]
     Config(#[from] ConfigError),
+    #[error("{}: [kafka.properties]: {source}", file.display())]
+    Kafka { file: PathBuf, source: KafkaError },
     #[error("{0}")]
     Certs(#[from] CertsError),
     #[error("{0}")]
@@ -133,7 +136,7 @@ enum CliError {
 impl CliError {
     fn code(&self) -> u8 {
         match self {
-            CliError::Config(_) | CliError::Write(WriterError::Settings(_)) => EXIT_CONFIG,
+            CliError::Config(_) | CliError::Kafka { .. } | CliError::Write(WriterError::Settings(_)) => EXIT_CONFIG,
             CliError::Replay(error) if error.is_usage() => EXIT_USAGE,
             CliError::Tap(tap::TapError::NoCache { .. }) | CliError::Write(WriterError::UnknownCache { .. }) => {
                 EXIT_USAGE
@@ -151,7 +154,7 @@ pub fn main() -> ExitCode {
         Ok(done) => print(&done),
         Err(error) => {
             // Problems of a configuration stand as they are: their place first, as compilers say it.
-            let name = if matches!(error, CliError::Config(_)) {
+            let name = if matches!(error, CliError::Config(_) | CliError::Kafka { .. }) {
                 ""
             } else {
                 "evrepl: "

@@ -220,6 +220,44 @@ impl Drop for ConfigFile {
 }
 
 #[test]
+fn what_librdkafka_refuses_is_said_by_check_with_the_property_and_whose_it_is() {
+    let sees = |name: &str, more: &str| {
+        let file = ConfigFile::with_admin(name, "127.0.0.1:1");
+        let text = std::fs::read_to_string(&file.0).unwrap();
+        let text = text.replace("topic = \"s\"", "topic = \"s\"\nlisten = \"127.0.0.1:1\"");
+        std::fs::write(&file.0, format!("{text}\n{more}")).unwrap();
+        file.execute("check", "")
+    };
+    assert_eq!(sees("whole", "").unwrap().code, 0);
+    for (name, more, told) in [
+        ("unknown", "\"linger.mss\" = \"1\"", ["linger.mss", "asking for topics"]),
+        ("value", "\"linger.ms\" = \"often\"", ["linger.ms", "asking for topics"]),
+        (
+            "file",
+            "\"ssl.ca.location\" = \"/nowhere.pem\"\n\"security.protocol\" = \"ssl\"",
+            ["nowhere.pem", ""],
+        ),
+        // Each is right by itself: an event of the front door is given up after five seconds.
+        (
+            "pair",
+            "\"linger.ms\" = \"6000\"",
+            ["linger.ms", "the front door's producer"],
+        ),
+        (
+            "fetch",
+            "\"fetch.max.bytes\" = \"1000\"",
+            ["fetch.max.bytes", "a flow's consumer"],
+        ),
+    ] {
+        let error = sees(name, &format!("[kafka.properties]\n{more}")).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.code(), 78, "{text}");
+        assert!(told.iter().all(|word| text.contains(word)), "{text}");
+        assert!(text.contains(".toml: [kafka.properties]: "), "{text}");
+    }
+}
+
+#[test]
 fn a_cache_or_a_peer_that_there_is_none_of_is_a_usage_error_that_names_those_there_are() {
     let file = ConfigFile::with_admin("unknown", "127.0.0.1:1");
     for (command, rest, known) in [

@@ -5,14 +5,14 @@
 //! when Kafka takes events again. There is a bound on these too; what is beyond it is *lost*, counted and said.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use tokio::time::Instant;
 
-use crate::config::{Config, EventAck};
+use crate::config::{Config, EventAck, FrontDoor};
 use crate::event::{self, Event, Op, TraceContext};
 use crate::hlc::Hlc;
 use crate::kafka::{Delivery, EventProducer, EventSender, KafkaError, NotTaken};
@@ -141,7 +141,8 @@ struct Shared {
     /// When Kafka last acknowledged one, or the first of those that wait was produced.
     moved_ms: AtomicI64,
     away: AtomicBool,
-    receivers: RwLock<Vec<Arc<dyn Receipts>>>,
+    /// By their numbers, which are not given again: events of one that is gone may be under way.
+    receivers: RwLock<Vec<Weak<dyn Receipts>>>,
 }
 
 /// The token of an event that nobody waits for; that of another is its receiver's number plus one, and its receipt below.
@@ -188,7 +189,7 @@ impl Shared {
             return;
         }
         let receivers = self.receivers.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(receiver) = receivers.get((token >> RECEIPT_BITS) - 1) {
+        if let Some(receiver) = receivers.get((token >> RECEIPT_BITS) - 1).and_then(Weak::upgrade) {
             receiver.arrived((token & ((1 << RECEIPT_BITS) - 1)) as Receipt, acknowledged);
         }
     }
@@ -239,6 +240,14 @@ struct Resend {
     renewed: Option<Instant>,
 }
 
+/// How long an event waits for others that go along.
+pub(crate) fn event_linger(door: &FrontDoor) -> Duration {
+    door.event_linger.unwrap_or(match door.event_ack {
+        EventAck::Queued => LINGER_QUEUED,
+        EventAck::Acked => LINGER_ACKED,
+    })
+}
+
 impl Announcer {
     /// For every cache of the configuration.
     ///
@@ -262,10 +271,7 @@ impl Announcer {
             &client_id,
             door.max_queued_events,
             door.event_timeout,
-            door.event_linger.unwrap_or(match door.event_ack {
-                EventAck::Queued => LINGER_QUEUED,
-                EventAck::Acked => LINGER_ACKED,
-            }),
+            event_linger(door),
             shared.clone(),
         )?;
         let sender = handle(&shared, &producer);
@@ -288,7 +294,7 @@ impl Announcer {
     }
 
     /// Registers who is told of receipts; its number is for [`AnnouncerHandle::announce`].
-    pub fn receiver(&self, receiver: Arc<dyn Receipts>) -> usize {
+    pub fn receiver(&self, receiver: Weak<dyn Receipts>) -> usize {
         let mut receivers = self.shared.receivers.write().unwrap_or_else(PoisonError::into_inner);
         receivers.push(receiver);
         receivers.len()

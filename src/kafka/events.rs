@@ -61,6 +61,30 @@ impl rdkafka::producer::ProducerContext for Context {
 
 type Inner = ThreadedProducer<Context>;
 
+/// Of a producer of events.
+pub(super) fn events_config(
+    kafka: &Kafka,
+    client_id: &str,
+    max_events: usize,
+    timeout: Duration,
+    linger: Duration,
+) -> ClientConfig {
+    let mut config = client_config(kafka, client_id);
+    config
+        .set("queue.buffering.max.messages", max_events.to_string())
+        .set("message.timeout.ms", timeout.as_millis().to_string())
+        // An event is some 60 bytes, a key at most 250 more.
+        .set_if_absent(
+            kafka,
+            "queue.buffering.max.kbytes",
+            &(max_events / 2).max(1024).to_string(),
+        )
+        .set_if_absent(kafka, "linger.ms", &(linger.as_secs_f64() * 1000.0).to_string())
+        .set_if_absent(kafka, IN_FLIGHT.0, IN_FLIGHT.1)
+        .set_if_absent(kafka, "batch.num.messages", "10000");
+    config
+}
+
 /// See the module. Made once; each thread that produces has an [`EventSender`] of its own.
 pub struct EventProducer {
     config: ClientConfig,
@@ -84,19 +108,7 @@ impl EventProducer {
         linger: Duration,
         delivery: Arc<dyn Delivery>,
     ) -> Result<Arc<EventProducer>, KafkaError> {
-        let mut config = client_config(kafka, client_id);
-        config
-            .set("queue.buffering.max.messages", max_events.to_string())
-            .set("message.timeout.ms", timeout.as_millis().to_string())
-            // An event is some 60 bytes, a key at most 250 more.
-            .set_if_absent(
-                kafka,
-                "queue.buffering.max.kbytes",
-                &(max_events / 2).max(1024).to_string(),
-            )
-            .set_if_absent(kafka, "linger.ms", &(linger.as_secs_f64() * 1000.0).to_string())
-            .set_if_absent(kafka, IN_FLIGHT.0, IN_FLIGHT.1)
-            .set_if_absent(kafka, "batch.num.messages", "10000");
+        let config = events_config(kafka, client_id, max_events, timeout, linger);
         let producer = config.create_with_context(Context {
             delivery: delivery.clone(),
         })?;
