@@ -111,7 +111,7 @@ impl Done {
 enum CliError {
     #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error("{}: [kafka.properties]: {source}", file.display())]
+    #[error("{}: [kafka.properties]: {source}; change or remove it", file.display())]
     Kafka { file: PathBuf, source: KafkaError },
     #[error("{0}")]
     Certs(#[from] CertsError),

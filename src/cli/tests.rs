@@ -222,20 +222,20 @@ impl Drop for ConfigFile {
 #[test]
 fn what_librdkafka_refuses_is_said_by_check_with_the_property_and_whose_it_is() {
     let sees = |name: &str, more: &str| {
-        let file = ConfigFile::with_admin(name, "127.0.0.1:1");
+        let file = ConfigFile::with_admin(name, "127.0.0.1:4");
         let text = std::fs::read_to_string(&file.0).unwrap();
-        let text = text.replace("topic = \"s\"", "topic = \"s\"\nlisten = \"127.0.0.1:1\"");
+        let text = text.replace("topic = \"s\"", "topic = \"s\"\nlisten = \"127.0.0.1:5\"");
         std::fs::write(&file.0, format!("{text}\n{more}")).unwrap();
         file.execute("check", "")
     };
     assert_eq!(sees("whole", "").unwrap().code, 0);
     for (name, more, told) in [
-        ("unknown", "\"linger.mss\" = \"1\"", ["linger.mss", "asking for topics"]),
-        ("value", "\"linger.ms\" = \"often\"", ["linger.ms", "asking for topics"]),
+        ("unknown", "\"linger.mss\" = \"1\"", ["linger.mss", "looks for topics"]),
+        ("value", "\"linger.ms\" = \"often\"", ["linger.ms", "looks for topics"]),
         (
             "file",
             "\"ssl.ca.location\" = \"/nowhere.pem\"\n\"security.protocol\" = \"ssl\"",
-            ["nowhere.pem", ""],
+            ["ssl.ca.location", ""],
         ),
         // Each is right by itself: an event of the front door is given up after five seconds.
         (

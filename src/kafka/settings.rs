@@ -19,7 +19,10 @@ use super::{KafkaError, Prefetch, client_config, flow_config, producer_config};
 /// [`KafkaError::Settings`] for the first client that it refuses, with which one that is.
 pub fn try_settings(config: &Config) -> Result<(), KafkaError> {
     let kafka = &config.kafka;
-    try_one::<AdminClient<DefaultClientContext>>("asking for topics", client_config(kafka, &config.node))?;
+    try_one::<AdminClient<DefaultClientContext>>(
+        "the client that looks for topics",
+        client_config(kafka, &config.node),
+    )?;
     try_one::<BaseProducer>("the producer of dead letters", producer_config(kafka, &config.node))?;
     if config.peers.iter().any(|peer| peer.address.is_some()) {
         for (what, retry) in [("a flow's consumer", false), ("a retry topics' consumer", true)] {
@@ -40,6 +43,6 @@ fn try_one<C: FromClientConfig>(what: &str, mut config: ClientConfig) -> Result<
     config.remove("bootstrap.servers");
     match config.create::<C>() {
         Ok(_) => Ok(()),
-        Err(error) => Err(KafkaError::Settings(format!("for {what}: {error}"))),
+        Err(error) => Err(KafkaError::Settings(format!("{error} ({what})"))),
     }
 }
