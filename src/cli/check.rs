@@ -33,7 +33,8 @@ const ALLOCATOR_PART: u64 = 4;
 /// Tell everything that is wrong with a configuration, and how much memory it may take
 ///
 /// Prints `ok` with a summary and exits with 0, or prints every problem with its place and exits
-/// with 78. What only librdkafka can tell of `[kafka.properties]` is among it; nobody is asked.
+/// with 78. What only librdkafka can tell of `[kafka.properties]` is among it. Nobody is asked, and
+/// no certificate is read: they may be on another machine.
 ///
 /// With --connect it also asks what the configuration names, and changes nothing there: Kafka and
 /// its topics, each memcached server (and whether a few of the keys that it holds belong there by

@@ -13,12 +13,15 @@ use super::events::events_config;
 use super::{KafkaError, Prefetch, client_config, flow_config, producer_config};
 
 /// Makes each kind of client that `run` would make, without brokers, so that nobody is asked: a property that librdkafka does
-/// not know, a value that it does not take, a file that is not there, or two that do not go together.
+/// not know, a value that it does not take, or two that do not go together. No file is read: certificates and keys are perhaps on
+/// another machine.
 ///
 /// # Errors
 /// [`KafkaError::Settings`] for the first client that it refuses, with which one that is.
 pub fn try_settings(config: &Config) -> Result<(), KafkaError> {
-    let kafka = &config.kafka;
+    let mut kafka = config.kafka.clone();
+    kafka.properties.retain(|name, _| !name.ends_with(".location"));
+    let kafka = &kafka;
     try_one::<AdminClient<DefaultClientContext>>(
         "the client that looks for topics",
         client_config(kafka, &config.node),

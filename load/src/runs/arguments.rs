@@ -24,7 +24,7 @@ const SHORT_LONG_RUN: u64 = 60;
 const PRESETS: &str = "\
 Without --scenario or a preset, every scenario is run once, the long one for a minute: about 20 minutes.
   --goals    the rows of the goals, five runs of 30 seconds each (a ramp takes two minutes): about 75 minutes
-  --growth   the points of all curves, three runs each: about 45 minutes
+  --growth   the points of all curves, three runs each: about 30 minutes
   --long     the long run, 10 minutes: about 11 minutes
   --door     the front door against a memcached: about 2 minutes, and nothing else
 Presets but --door may be combined with each other and with --scenario.";
