@@ -56,7 +56,8 @@ browser:
 	cargo test --workspace --features failpoints --test browser --test actix_contract -- --ignored a_browser
 
 # What is measured is what `cargo build --release` makes by default: incremental builds put less into one piece, and are slower.
-faults load profile bench: export CARGO_INCREMENTAL = 0
+# The demo shares them.
+demo faults load profile bench: export CARGO_INCREMENTAL = 0
 
 # A release build: with the dev profile two cores have no time left at this load, and the table of isolation shows that.
 faults: kafka
