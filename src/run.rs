@@ -1,6 +1,7 @@
 //! `evrepl run`: one region's relay and agent in one process, from configuration to exit code.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
@@ -308,14 +309,17 @@ fn raise_open_files(clients: usize) {
     }
 }
 
-/// A socket in the file system. One that a process left behind is removed; one that somebody listens on is not.
+/// A socket in the file system. One that a process left behind is removed; one that somebody listens on is not, and nothing that
+/// is no socket: connecting to a file is refused just so.
 fn listen_unix(option: &'static str, path: &str) -> Result<UnixListener, StartError> {
     let failed = |source| StartError::Listen {
         option,
         address: format!("unix:{path}"),
         source,
     };
-    if let Err(error) = UnixStream::connect(path)
+    let socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if socket
+        && let Err(error) = UnixStream::connect(path)
         && error.kind() == std::io::ErrorKind::ConnectionRefused
     {
         std::fs::remove_file(path).map_err(failed)?;
@@ -371,4 +375,29 @@ fn bind(at: SocketAddr) -> std::io::Result<TcpListener> {
     // More than the greetings that run at once: callers wait here.
     socket.listen(256)?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_left_behind_is_taken_over_and_no_other_file_is_touched() {
+        let folder = std::env::temp_dir().join(format!("evrepl-run-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let place = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+        let (left, file, link) = (place("left"), place("file"), place("link"));
+        drop(listen_unix("cache.listen", &left).unwrap());
+        let taken = listen_unix("cache.listen", &left).unwrap();
+        // Somebody listens there.
+        assert!(listen_unix("cache.listen", &left).is_err());
+        drop(taken);
+        std::fs::write(&file, "precious").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for path in [&file, &link] {
+            assert!(listen_unix("cache.listen", path).is_err());
+            assert_eq!(std::fs::read_to_string(path).unwrap(), "precious");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
