@@ -6,7 +6,7 @@
 //! once, each within [`GREETING_TIMEOUT`].
 
 use std::io;
-use std::net::TcpListener as StdTcp;
+use std::net::{SocketAddr, TcpListener as StdTcp};
 use std::os::unix::net::UnixListener as StdUnix;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -209,7 +209,7 @@ enum Listening {
 
 /// An accepted connection between two threads.
 enum Accepted {
-    Tcp(std::net::TcpStream),
+    Tcp(std::net::TcpStream, SocketAddr),
     Unix(std::os::unix::net::UnixStream),
 }
 
@@ -224,9 +224,9 @@ impl Listening {
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Listening::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, client) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream.into_std()?))
+                Ok(Accepted::Tcp(stream.into_std()?, client))
             }
             Listening::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0.into_std()?)),
         }
@@ -304,12 +304,16 @@ impl ListenerParts {
         };
         let (shared, upstreams) = (self.shared.clone(), thread.upstreams[self.cache].clone());
         let (number, fills) = (self.cache, self.fills);
+        let client = match &accepted {
+            Accepted::Tcp(_, client) => Some(*client),
+            Accepted::Unix(_) => None,
+        };
         thread.handle.spawn(async move {
             let begun = tokio::time::timeout(GREETING_TIMEOUT, async {
                 let mut stream = match (accepted, acceptor) {
                     (Accepted::Unix(stream), _) => ClientStream::Unix(UnixStream::from_std(stream)?),
-                    (Accepted::Tcp(stream), None) => ClientStream::Tcp(TcpStream::from_std(stream)?),
-                    (Accepted::Tcp(stream), Some(acceptor)) => {
+                    (Accepted::Tcp(stream, _), None) => ClientStream::Tcp(TcpStream::from_std(stream)?),
+                    (Accepted::Tcp(stream, _), Some(acceptor)) => {
                         ClientStream::Tls(Box::new(acceptor.accept(TcpStream::from_std(stream)?).await?))
                     }
                 };
@@ -338,7 +342,7 @@ impl ListenerParts {
                 Err(error) => {
                     if let Some(unsaid) = REFUSED.due(&error.to_string()) {
                         let cache = &shared.config.caches[number].name;
-                        tracing::warn!(cache, %error, unsaid, "client at the front door did not come in");
+                        tracing::warn!(cache, client = client.map(tracing::field::display), %error, unsaid, "client at the front door did not come in");
                     }
                 }
             }

@@ -91,7 +91,12 @@ impl ClientStream {
         ) -> Poll<io::Result<usize>> {
             pin!(stream.read_buf(buffer)).poll(task)
         }
-        each!(self, stream => read(stream, task, buffer))
+        let read = each!(self, stream => read(stream, task, buffer));
+        match read {
+            // A TLS client that closes without saying so has said its last, as any other: each command that came whole is its own.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(0)),
+            read => read,
+        }
     }
 
     fn poll_write(&mut self, task: &mut Task<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {

@@ -8,7 +8,7 @@
 //! answered a new connection and `agent.settle` has passed. Nothing is sent twice.
 //! Restarts with the whole front door. Bounded by: what its sessions may have under way.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::ops::Range;
@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::config::{EventAck, OnKafkaDown};
 use crate::event::{Op, TraceContext};
-use crate::front_door::announcer::{AnnouncerHandle, Receipts, Said};
+use crate::front_door::announcer::{AnnouncerHandle, Receipts};
 use crate::front_door::answers::{self, Asked, Extent, Piece, Silence, Verdict};
 use crate::front_door::binary::{self, TEMPORARY_FAILURE};
 use crate::front_door::gets::{Gets, Got};
@@ -36,6 +36,8 @@ use crate::front_door::out::Out;
 use crate::front_door::recheck::Recheck;
 use crate::front_door::sorted::{Sorted, Told};
 use crate::front_door::text::{Hush, Span, Verb};
+use crate::front_door::unsent::Said;
+use crate::front_door::waits::{Letters, Waits};
 use crate::front_door::{Charge, DoorShared, UpstreamState, UpstreamView};
 use crate::memcached;
 use crate::relay::wall_ms;
@@ -132,9 +134,6 @@ pub struct Answers {
     pub parts: Vec<Part>,
 }
 
-/// Events, and whether Kafka has acknowledged them.
-pub type Letters = Vec<(Receipt, bool)>;
-
 /// Kafka has acknowledged these events of a client's, or not.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -167,13 +166,6 @@ impl Receipts for Letterbox {
 
 /// A key that may have been written, or may yet be, and what its event says.
 type Doubtful = (Vec<u8>, Said);
-
-/// An answer that waits for this many events.
-struct Waiting {
-    session: Addr<FrontDoorSession>,
-    events: u32,
-    acknowledged: bool,
-}
 
 /// Commands under way.
 struct Open {
@@ -234,7 +226,7 @@ pub struct FrontDoorUpstream {
     /// Our number among the receivers of receipts, where there are receipts.
     receiver: Option<usize>,
     last_receipt: Receipt,
-    waiting: HashMap<Receipt, Waiting>,
+    waits: Waits<Addr<FrontDoorSession>>,
     /// Writes that may have run, or may yet run, on a connection that was given up.
     unsettled: Vec<Doubtful>,
     /// Of these the server has answered a new connection since; they are announced then.
@@ -271,7 +263,7 @@ impl FrontDoorUpstream {
             }),
             letterbox,
             last_receipt: 0,
-            waiting: HashMap::new(),
+            waits: Waits::default(),
             unsettled: Vec::new(),
             settling: None,
             pause: Recheck::default(),
@@ -412,7 +404,7 @@ impl FrontDoorUpstream {
     }
 
     fn sort_answers(&mut self, sorted: &mut Sorted<Addr<FrontDoorSession>>) -> Result<usize, String> {
-        let now_ms = wall_ms().max(0) as u64;
+        let now = (wall_ms().max(0) as u64, Instant::now());
         while sorted.taken() < self.inbox.len() {
             let Some(open) = self.open.front() else {
                 return Err("it says what nobody has asked for".to_owned());
@@ -442,7 +434,7 @@ impl FrontDoorUpstream {
                 }
                 let verdict = judge(answer, &expect, self.silence);
                 let told = match verdict.changed {
-                    true => self.announce(sorted.taken(), length, &expect, now_ms),
+                    true => self.announce(sorted.taken(), length, &expect, now),
                     false => Told::AtOnce,
                 };
                 if matches!(expect.asked, Asked::Binary(_)) {
@@ -462,7 +454,7 @@ impl FrontDoorUpstream {
     }
 
     /// Produces the events of an answer; says when the client is told of it.
-    fn announce(&mut self, at: usize, length: usize, expect: &Expect, now_ms: u64) -> Told {
+    fn announce(&mut self, at: usize, length: usize, expect: &Expect, (now_ms, now): (u64, Instant)) -> Told {
         let (said, refuses) = (said(expect), self.refuses());
         let shared = &self.parts.shared;
         let receipt = self
@@ -518,12 +510,8 @@ impl FrontDoorUpstream {
             // Nothing will come back: it is known now.
             return failure.map_or(Told::AtOnce, Told::Instead);
         }
-        let waiting = Waiting {
-            session: open.forward.session.clone(),
-            events: produced,
-            acknowledged: produced == events,
-        };
-        self.waiting.insert(receipt, waiting);
+        let session = open.forward.session.clone();
+        self.waits.add(receipt, session, produced, produced < events, now);
         Told::Later(Held { receipt, failure })
     }
 
@@ -620,9 +608,23 @@ impl FrontDoorUpstream {
         }
     }
 
-    /// Looks whether the server takes too long, and whether what a lost connection left behind has come to rest.
+    /// Answers whose events have not been acknowledged in time: librdkafka looks only once a second what is too late. With `serve`
+    /// nobody waits for a Kafka that is away.
+    fn end_waits(&mut self, now: Instant) {
+        let shared = &self.parts.shared;
+        let limit = shared.config.front_door.event_timeout;
+        let away = shared.announcer.is_away() && !self.refuses();
+        let ended = self.waits.end(now, limit, away);
+        if !ended.is_empty() {
+            shared.announcer.overdue();
+        }
+        tell(ended);
+    }
+
+    /// Looks whether the server takes too long, or Kafka, and whether what a lost connection left behind has come to rest.
     fn look(&mut self) {
         let now = Instant::now();
+        self.end_waits(now);
         let timeout = self.parts.shared.config.memcached.timeout;
         // While nothing is read it is not the server that takes so long, unless it has said nothing.
         let excused = self.pause.waits() && self.answers_wait;
@@ -702,10 +704,15 @@ fn may_have_written(expect: &Expect, keys: &[u8]) -> Vec<Doubtful> {
 }
 
 fn said(expect: &Expect) -> Said {
+    let op = match expect.asked.op() {
+        // Ours, in place of a fill that is too large: no more than it would have been.
+        Op::Delete if expect.silent && expect.fill => Op::Set,
+        op => op,
+    };
     Said {
-        op: expect.asked.op(),
+        op,
         ttl: expect.ttl,
-        fill: expect.fill && expect.asked.op() == Op::Set,
+        fill: expect.fill && op == Op::Set,
     }
 }
 
@@ -820,27 +827,12 @@ impl Handler<ReceiptsArrived> for FrontDoorUpstream {
 
     fn handle(&mut self, _: ReceiptsArrived, _: &mut Self::Context) {
         let letters = std::mem::take(&mut *self.letterbox.letters.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut told: Vec<(Addr<FrontDoorSession>, Letters)> = Vec::new();
-        for (receipt, acknowledged) in letters {
-            let Some(waiting) = self.waiting.get_mut(&receipt) else {
-                continue;
-            };
-            waiting.events -= 1;
-            waiting.acknowledged &= acknowledged;
-            if waiting.events > 0 {
-                continue;
-            }
-            let Some(waiting) = self.waiting.remove(&receipt) else {
-                continue;
-            };
-            let letter = (receipt, waiting.acknowledged);
-            match told.last_mut() {
-                Some((session, letters)) if *session == waiting.session => letters.push(letter),
-                _ => told.push((waiting.session, vec![letter])),
-            }
-        }
-        for (session, letters) in told {
-            session.do_send(Acknowledged(letters));
-        }
+        tell(self.waits.arrived(letters));
+    }
+}
+
+fn tell(told: Vec<(Addr<FrontDoorSession>, Letters)>) {
+    for (session, letters) in told {
+        session.do_send(Acknowledged(letters));
     }
 }

@@ -36,7 +36,8 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 pub const EXIT_DONE: i32 = 0;
 /// Gave up after too many restarts.
 pub const EXIT_GAVE_UP: i32 = 70;
-/// The grace period ran out, or a second signal came, with work left: it will be replayed.
+/// The grace period ran out, or a second signal came, with work left: that of flows will be replayed, events that the front door
+/// could not produce are lost.
 pub const EXIT_WORK_LEFT: i32 = 75;
 
 /// Drain and end; a second one ends at once.
@@ -391,9 +392,15 @@ impl RegionSupervisor {
         if !overdue && !(flows && (sessions && clients + events == 0 || now >= deadline)) {
             return;
         }
+        if let Some(parts) = &self.door_parts {
+            parts.shared.announcer.end();
+        }
         if events > 0 {
             // Only they are: what a flow holds is in Kafka.
-            tracing::error!(events, "events of the front door could not be produced, they are lost");
+            tracing::error!(
+                events,
+                "events of the front door could not be produced, they are lost; write these keys again"
+            );
         }
         let left: u64 = self
             .flows
@@ -403,8 +410,10 @@ impl RegionSupervisor {
                     .unwrap_or_else(|| flow.parts.view.accounts.total().0.in_flight_total())
             })
             .sum();
-        if left + events > 0 || !flows {
+        if left > 0 || !flows {
             tracing::warn!(events = left, "grace period over with work left, it will be replayed");
+        }
+        if left + events > 0 || !flows {
             self.stop(EXIT_WORK_LEFT);
         } else {
             tracing::info!("drained");
@@ -525,9 +534,16 @@ impl Handler<Terminate> for RegionSupervisor {
                 .iter()
                 .map(|flow| flow.parts.view.accounts.total().0.in_flight_total())
                 .sum();
-            let left = left + self.door_holds().1;
-            tracing::warn!(events = left, "second signal, ending at once");
-            self.stop(if left > 0 { EXIT_WORK_LEFT } else { EXIT_DONE });
+            let lost = self.door_holds().1;
+            tracing::warn!(
+                events = left,
+                lost,
+                "second signal, ending at once; the flows' events will be replayed, those of the front door are lost"
+            );
+            if let Some(parts) = &self.door_parts {
+                parts.shared.announcer.end();
+            }
+            self.stop(if left + lost > 0 { EXIT_WORK_LEFT } else { EXIT_DONE });
             return;
         }
         let grace = self.agent_shared.config.drain.grace_period;

@@ -41,7 +41,8 @@ Exit codes:
   1   something could not be reached or done
   2   wrong arguments
   70  gave up after too many restarts
-  75  the grace period ran out with work left; it will be replayed
+  75  the grace period ran out with work left: events of flows are replayed by the next start, events of
+      a front door that Kafka did not take are lost, and said in the log
   78  the configuration is wrong, or does not fit what is out there
 
 Any setting of the file may also come from the environment, which then counts:

@@ -8,18 +8,17 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ord
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
-use hashbrown::HashMap;
 use tokio::time::Instant;
 
-use crate::config::{Config, EventAck, FrontDoor};
-use crate::event::{self, Event, Op, TraceContext};
+use crate::config::{Config, EventAck, FrontDoor, OnSet};
+use crate::event::{self, Event, TraceContext};
 use crate::hlc::Hlc;
 use crate::kafka::{Delivery, EventProducer, EventSender, KafkaError, NotTaken};
 use crate::relay::wall_ms;
 use crate::telemetry::RateLimit;
 
 use super::order::Receipt;
+use super::unsent::{Said, Unsent};
 
 /// How long an event waits for others that go with it, when no client waits for it. Each request costs the broker some 0.3 ms of
 /// CPU and librdkafka's threads 0.1, however few events are in it: at 200 000 sets a second, 5 ms instead of 1 save a third of the
@@ -36,88 +35,17 @@ const RESEND: usize = 1000;
 /// After so long a new client is made.
 const RENEW_AFTER: Duration = Duration::from_secs(20);
 
+/// How often it is said that events are lost, while they are.
+const SAY_LOST_EVERY: Duration = Duration::from_secs(10);
+
 static AWAY: RateLimit = RateLimit::new();
-static LOST: RateLimit = RateLimit::new();
-
-/// What an event says, besides its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said {
-    /// What happened.
-    pub op: Op,
-    /// The client's time to live.
-    pub ttl: Option<u32>,
-    /// The write only filled the cache.
-    pub fill: bool,
-}
-
-impl Said {
-    /// What both say, in whichever order they came (one that waits in librdkafka's queue may be behind one that found it full):
-    /// never a touch alone, if one is more, and a fill only if both are.
-    fn with(self, earlier: Said) -> Said {
-        let op = Op::merged(earlier.op, self.op);
-        // A touch of what was filled makes no write of it.
-        let fills = |said: Said| said.fill || said.op == Op::Touch;
-        Said {
-            op,
-            ttl: self.ttl,
-            fill: op == Op::Set && fills(self) && fills(earlier),
-        }
-    }
-}
-
-/// Keys whose events Kafka does not have, by cache; at most so many.
-struct Unsent {
-    caches: Vec<HashMap<Box<[u8]>, Said, RandomState>>,
-    count: usize,
-    most: usize,
-}
-
-impl Unsent {
-    fn new(caches: usize, most: usize) -> Unsent {
-        Unsent {
-            caches: (0..caches).map(|_| HashMap::default()).collect(),
-            count: 0,
-            most,
-        }
-    }
-
-    /// False when there is no room for it.
-    fn add(&mut self, cache: usize, key: &[u8], said: Said) -> bool {
-        if let Some(known) = self.caches[cache].get_mut(key) {
-            *known = said.with(*known);
-            return true;
-        }
-        if self.count >= self.most {
-            return false;
-        }
-        self.count += 1;
-        self.caches[cache].insert(key.into(), said);
-        true
-    }
-
-    /// Takes so many out, of whichever cache has some.
-    fn take(&mut self, most: usize) -> Vec<(usize, Box<[u8]>, Said)> {
-        let mut taken = Vec::new();
-        for (cache, keys) in self.caches.iter_mut().enumerate() {
-            let room = most - taken.len();
-            let some: Vec<Box<[u8]>> = keys.keys().take(room).cloned().collect();
-            taken.extend(
-                some.into_iter()
-                    .filter_map(|key| keys.remove_entry(&key))
-                    .map(|(key, said)| (cache, key, said)),
-            );
-        }
-        self.count -= taken.len();
-        taken
-    }
-}
 
 /// Events of one cache, for `/status` and `/metrics`.
 #[derive(Debug, Default)]
 pub struct EventCounts {
     /// Acknowledged by Kafka.
     pub acknowledged: AtomicU64,
-    /// Remembered as a key because Kafka did not take them.
+    /// Remembered as a key because Kafka did not take them; once, however often the key is produced again.
     pub remembered: AtomicU64,
     /// Neither: no peer hears of these writes, unless the key is written again.
     pub lost: AtomicU64,
@@ -145,8 +73,10 @@ struct Shared {
     receivers: RwLock<Vec<Weak<dyn Receipts>>>,
 }
 
-/// The token of an event that nobody waits for; that of another is its receiver's number plus one, and its receipt below.
+/// The token of an event that nobody waits for; that of another is its receiver's number, from 1 on, and its receipt below.
 const NOBODY: usize = 0;
+/// Of a remembered key, which is produced again: nobody waits for it either.
+const AGAIN: usize = 1;
 const RECEIPT_BITS: u32 = 48;
 
 impl Shared {
@@ -154,26 +84,26 @@ impl Shared {
         self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, cache: usize, key: &[u8], said: Said) {
+    /// Kafka did not take an event of this key.
+    fn remember(&self, cache: usize, key: &[u8], said: Said, token: usize) {
+        let again = token == AGAIN;
         let (kept, count) = {
             let mut unsent = self.unsent();
-            (unsent.add(cache, key, said), unsent.count)
+            let kept = match again {
+                true => {
+                    unsent.came_back(cache, key, said);
+                    true
+                }
+                false => unsent.add(cache, key, said),
+            };
+            (kept, unsent.count())
         };
         self.unsent_count.store(count as u64, SeqCst);
         let counts = &self.counts[cache];
-        if kept {
+        if !kept {
+            counts.lost.fetch_add(1, Relaxed);
+        } else if !again {
             counts.remembered.fetch_add(1, Relaxed);
-            return;
-        }
-        let lost = counts.lost.fetch_add(1, Relaxed) + 1;
-        if let Some(unsaid) = LOST.due(&self.topics[cache]) {
-            tracing::error!(
-                topic = self.topics[cache],
-                lost,
-                unsaid,
-                "events are lost: kafka takes none, and front_door.max_unsent_keys are remembered; write these keys again, or \
-                 replay the topic's keys (evrepl replay), when it is back"
-            );
         }
     }
 
@@ -185,7 +115,7 @@ impl Shared {
                 tracing::info!("kafka takes events of the front door again");
             }
         }
-        if token == NOBODY {
+        if token >> RECEIPT_BITS == 0 {
             return;
         }
         let receivers = self.receivers.read().unwrap_or_else(PoisonError::into_inner);
@@ -204,6 +134,9 @@ impl Delivery for Shared {
         if let Some(cache) = self.cache_of(topic) {
             self.counts[cache].acknowledged.fetch_add(1, Relaxed);
         }
+        if token == AGAIN {
+            self.unsent().arrived();
+        }
         self.ended(token, true);
     }
 
@@ -219,7 +152,7 @@ impl Delivery for Shared {
             fill: event.fill,
         });
         if let (Some(cache), Ok(said)) = (self.cache_of(topic), said) {
-            self.remember(cache, key, said);
+            self.remember(cache, key, said, token);
         }
         self.ended(token, false);
     }
@@ -238,6 +171,8 @@ struct Resend {
     probed: Option<Instant>,
     away_since: Option<Instant>,
     renewed: Option<Instant>,
+    /// Events that are said to be lost, and when; by cache.
+    said_lost: Vec<(u64, Option<Instant>)>,
 }
 
 /// How long an event waits for others that go along.
@@ -258,7 +193,10 @@ impl Announcer {
         let shared = Arc::new(Shared {
             topics: config.caches.iter().map(|cache| cache.topic.clone()).collect(),
             counts: config.caches.iter().map(|_| EventCounts::default()).collect(),
-            unsent: Mutex::new(Unsent::new(config.caches.len(), door.max_unsent_keys)),
+            unsent: Mutex::new(Unsent::new(
+                config.caches.iter().map(|cache| cache.on_set == OnSet::Invalidate),
+                door.max_unsent_keys,
+            )),
             unsent_count: AtomicU64::new(0),
             queued: AtomicU64::new(0),
             moved_ms: AtomicI64::new(wall_ms()),
@@ -284,6 +222,7 @@ impl Announcer {
                 probed: None,
                 away_since: None,
                 renewed: None,
+                said_lost: vec![(0, None); config.caches.len()],
             }),
         }))
     }
@@ -310,6 +249,15 @@ impl Announcer {
         self.shared.away.load(Relaxed)
     }
 
+    /// An event was not acknowledged in time; what becomes of it is not known yet.
+    pub fn overdue(&self) {
+        if !self.shared.away.swap(true, SeqCst)
+            && let Some(unsaid) = AWAY.due("")
+        {
+            tracing::warn!(unsaid, "kafka has not acknowledged an event of the front door in time");
+        }
+    }
+
     /// Events that Kafka has not acknowledged, and keys whose events could not be produced.
     pub fn waiting(&self) -> (u64, u64) {
         (self.shared.queued.load(SeqCst), self.shared.unsent_count.load(SeqCst))
@@ -330,8 +278,11 @@ impl Announcer {
         let mut resend = self.resend.lock().unwrap_or_else(PoisonError::into_inner);
         let away = shared.away.load(SeqCst);
         if !away {
-            (resend.away_since, resend.probed) = (None, None);
+            let back = resend.away_since.take().is_some();
+            resend.probed = None;
+            self.say_lost(&mut resend, now, back);
         } else {
+            self.say_lost(&mut resend, now, false);
             let since = *resend.away_since.get_or_insert(now);
             let tried = resend.renewed.map_or(since, |renewed| renewed.max(since));
             if now - tried >= RENEW_AFTER {
@@ -355,12 +306,40 @@ impl Announcer {
         let taken = {
             let mut unsent = shared.unsent();
             let taken = unsent.take(most);
-            shared.unsent_count.store(unsent.count as u64, SeqCst);
+            shared.unsent_count.store(unsent.count() as u64, SeqCst);
             taken
         };
         for (cache, key, said) in taken {
             // What is not taken is remembered again by itself.
-            resend.sender.announce(cache, &key, said, None, None, wall_ms() as u64);
+            resend
+                .sender
+                .produce(cache, &key, said, None, AGAIN, wall_ms().max(0) as u64);
+        }
+    }
+
+    /// The last ticks: whatever is lost has been said.
+    pub fn end(&self) {
+        let mut resend = self.resend.lock().unwrap_or_else(PoisonError::into_inner);
+        self.say_lost(&mut resend, Instant::now(), true);
+    }
+
+    /// Says of each cache how many of its events are lost, if there are more than were said: the first at once, the others some
+    /// time later, and all when it is over.
+    fn say_lost(&self, resend: &mut Resend, now: Instant, over: bool) {
+        for (cache, (said, at)) in resend.said_lost.iter_mut().enumerate() {
+            let lost = self.shared.counts[cache].lost.load(Relaxed);
+            let due = over || at.is_none_or(|at| now - at >= SAY_LOST_EVERY);
+            if lost == *said || !due {
+                continue;
+            }
+            tracing::error!(
+                topic = self.shared.topics[cache],
+                lost,
+                more = lost - *said,
+                "events are lost: kafka takes none, and front_door.max_unsent_keys are remembered; write these keys again, or \
+                 replay the topic's keys (evrepl replay), when it is back"
+            );
+            (*said, *at) = (lost, Some(now));
         }
     }
 }
@@ -394,6 +373,21 @@ impl AnnouncerHandle {
         waits: Option<(usize, Receipt)>,
         now_ms: u64,
     ) -> bool {
+        let token = waits.map_or(NOBODY, |(receiver, receipt)| {
+            receiver << RECEIPT_BITS | receipt as usize
+        });
+        self.produce(cache, key, said, trace, token, now_ms)
+    }
+
+    fn produce(
+        &mut self,
+        cache: usize,
+        key: &[u8],
+        said: Said,
+        trace: Option<&TraceContext>,
+        token: usize,
+        now_ms: u64,
+    ) -> bool {
         self.value.clear();
         let event = Event {
             ttl: said.ttl,
@@ -402,9 +396,6 @@ impl AnnouncerHandle {
             ..Event::new(said.op)
         };
         event::encode(&event, &mut self.value);
-        let token = waits.map_or(NOBODY, |(receiver, receipt)| {
-            receiver << RECEIPT_BITS | receipt as usize
-        });
         let shared = &self.shared;
         // From now on one is due, if none was: before it is counted, or Kafka would seem to have been silent since the last.
         if shared.queued.load(Relaxed) == 0 {
@@ -426,7 +417,7 @@ impl AnnouncerHandle {
                 {
                     tracing::warn!(%error, topic = shared.topics[cache], unsaid, "kafka's client takes no event of the front door");
                 }
-                shared.remember(cache, key, said);
+                shared.remember(cache, key, said, token);
                 false
             }
         }
@@ -436,59 +427,39 @@ impl AnnouncerHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SET: Said = Said {
-        op: Op::Set,
-        ttl: Some(60),
-        fill: true,
-    };
+    use crate::event::Op;
 
     #[test]
-    fn a_key_is_remembered_once_and_only_so_many_are() {
-        let mut unsent = Unsent::new(2, 3);
-        assert!(unsent.add(0, b"a", SET));
-        assert!(unsent.add(
-            0,
-            b"a",
-            Said {
-                op: Op::Delete,
-                ttl: None,
-                fill: false
-            }
-        ));
-        assert!(unsent.add(0, b"a", SET) && unsent.add(1, b"a", SET) && unsent.add(1, b"b", SET));
-        assert!(!unsent.add(0, b"c", SET));
-        assert!(unsent.add(1, b"b", SET), "it is known");
-        let mut taken = unsent.take(2);
-        taken.extend(unsent.take(2));
-        assert_eq!((taken.len(), unsent.count), (3, 0));
-        // Something more than a fill has happened to it.
-        assert!(taken.contains(&(0, b"a"[..].into(), Said { fill: false, ..SET })));
-        assert!(unsent.add(0, b"c", SET));
-    }
-
-    #[test]
-    fn a_remembered_key_with_a_new_value_is_no_touch_whichever_came_first() {
-        let of = |op| Said {
-            op,
+    fn an_event_counts_once_however_often_its_key_is_produced_again() {
+        let said = Said {
+            op: Op::Set,
             ttl: None,
             fill: false,
         };
-        for (first, then, said) in [
-            (Op::Set, Op::Touch, Op::Set),
-            (Op::Touch, Op::Set, Op::Set),
-            (Op::Touch, Op::Delete, Op::Delete),
-            (Op::Delete, Op::Touch, Op::Set),
-            (Op::Touch, Op::Touch, Op::Touch),
-        ] {
-            let mut unsent = Unsent::new(1, 3);
-            assert!(unsent.add(0, b"a", of(first)) && unsent.add(0, b"a", of(then)));
-            let (_, _, taken) = unsent.take(1).remove(0);
-            assert_eq!((taken.op, taken.fill), (said, false), "{first:?}, {then:?}");
+        let shared = Shared {
+            topics: vec!["topic".to_owned()],
+            counts: vec![EventCounts::default()],
+            unsent: Mutex::new(Unsent::new([false].into_iter(), 2)),
+            unsent_count: AtomicU64::new(0),
+            queued: AtomicU64::new(3),
+            moved_ms: AtomicI64::new(0),
+            away: AtomicBool::new(true),
+            receivers: RwLock::default(),
+        };
+        for key in [b"a", b"b", b"c", b"a"] {
+            shared.remember(0, key, said, NOBODY);
         }
-        let touch = of(Op::Touch);
-        assert!(
-            touch.with(SET).fill && SET.with(touch).fill && !of(Op::Delete).with(SET).fill && !touch.with(touch).fill
+        for _ in 0..3 {
+            let (cache, key, said) = shared.unsent().take(1).remove(0);
+            shared.remember(cache, &key, said, AGAIN);
+        }
+        shared.unsent().take(1);
+        shared.delivered(AGAIN, "topic");
+        shared.remember(0, b"d", said, NOBODY);
+        let counts = &shared.counts[0];
+        assert_eq!(
+            [&counts.remembered, &counts.lost, &counts.acknowledged].map(|count| count.load(Relaxed)),
+            [4, 1, 1]
         );
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! What arrives is read here ([`text`], [`binary`]), forwarded to the server of its key, and what the server answers
 //! ([`answers`]) goes back in the order of the commands ([`order`]). A write that memcached says has happened becomes an event
-//! ([`announcer`]). The actors are [`crate::actors::front_door_listener`], [`crate::actors::front_door_session`] and
+//! ([`announcer`]); keys whose events Kafka does not take are remembered ([`unsent`]), and answers
+//! that wait for Kafka are in [`waits`]. The actors are [`crate::actors::front_door_listener`], [`crate::actors::front_door_session`] and
 //! [`crate::actors::front_door_upstream`]; everything else here is pure, but for the announcer.
 
 pub mod announcer;
@@ -17,6 +18,8 @@ pub mod out;
 pub mod recheck;
 pub mod sorted;
 pub mod text;
+pub mod unsent;
+pub mod waits;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};

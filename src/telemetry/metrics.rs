@@ -543,7 +543,7 @@ pub static METRICS: &[&Metric] = &[
     ),
     &counter(
         "evrepl_front_door_events_remembered_total", "{event}", &["cache"],
-        "Events of the front door that Kafka did not take, and whose keys were remembered to be produced later",
+        "Events of the front door that Kafka did not take, and whose keys were remembered to be produced later; each once, however often that is tried",
         |seen, say| {
             for door in &seen.status.front_doors {
                 say(door.remembered, &[text("cache", &door.cache)]);
@@ -552,7 +552,7 @@ pub static METRICS: &[&Metric] = &[
     ),
     &counter(
         "evrepl_front_door_events_lost_total", "{event}", &["cache"],
-        "Events of the front door that were neither produced nor remembered: peers do not hear of these writes",
+        "Events of the front door that were neither acknowledged nor remembered: peers do not hear of these writes. Too high where a broker had taken an event and its acknowledgement did not come",
         |seen, say| {
             for door in &seen.status.front_doors {
                 say(door.lost, &[text("cache", &door.cache)]);

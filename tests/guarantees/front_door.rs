@@ -412,6 +412,57 @@ fn writes_go_on_without_kafka_and_their_keys_are_produced_when_it_is_back() {
 }
 
 #[test]
+fn events_that_are_lost_are_counted_once_and_said_to_the_last_one() {
+    let _gate = shared();
+    let broker = Broker::start();
+    let settings = [
+        ("front_door.event_timeout", "\"500ms\""),
+        ("front_door.max_queued_events", "10"),
+        ("front_door.max_unsent_keys", "20"),
+        ("drain.grace_period", "\"1s\""),
+    ];
+    let region = alone(&broker.client(), CacheSpec::new(SESSIONS).front_door(), &settings);
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("before", "x"), "STORED");
+    region.wait_until("the first event is there", LIMIT, |status| {
+        status["front_doors"][0]["acknowledged"] == 1
+    });
+    broker.freeze();
+    let mut write = |round: &str, keys: usize| {
+        let sets = (0..keys).map(|n| format!("set {round}:{n} 0 0 1\r\nx\r\n"));
+        client.send(sets.collect::<String>());
+        (0..keys).for_each(|_| assert_eq!(client.line(), "STORED"));
+    };
+    write("first", 300);
+    // One key is tried again and again; the others wait.
+    for unsent in [20, 19, 20, 19] {
+        region.wait_until("one is tried again", LIMIT, |status| {
+            status["front_doors"][0]["unsent_keys"] == unsent && status["front_doors"][0]["lost"] == 280
+        });
+    }
+    write("second", 100);
+    region.wait_until("each is lost", LIMIT, |status| status["front_doors"][0]["lost"] == 380);
+    broker.thaw();
+    region.wait_until("all others are produced", LIMIT, |status| {
+        let door = &status["front_doors"][0];
+        door["unsent_keys"] == 0 && door["queued_events"] == 0
+    });
+    assert_eq!(count(&region, "remembered"), 20);
+    wait_until("all that were lost are said", LIMIT, || {
+        region.log().contains("lost=380")
+    });
+
+    broker.freeze();
+    write("third", 15);
+    assert_eq!(region.terminate(), 75);
+    let log = region.log();
+    assert!(
+        log.contains("could not be produced, they are lost") && !log.contains("replayed"),
+        "{log}"
+    );
+}
+
+#[test]
 fn writes_are_refused_without_kafka_where_that_is_asked_for() {
     let _gate = shared();
     let broker = Broker::start();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use evrepl::event;
 use evrepl_lab::{Broker, CacheSpec, Region, TwoRegionsSpec, assert_same, broker, shared, wait_until};
+use serde_json::json;
 
 use crate::front_door::{Client, alone, arrived, door, key_on};
 
@@ -183,7 +184,33 @@ fn an_answer_that_waits_for_kafka_waits_no_longer_than_it_may() {
         .collect();
     keys.sort();
     keys.dedup();
-    assert_eq!((keys.len(), &door(&region)["lost"]), (401, &serde_json::json!(0)));
+    assert_eq!((keys.len(), &door(&region)["lost"]), (401, &json!(0)));
+}
+
+#[test]
+fn nobody_waits_for_a_kafka_that_is_away_where_writes_go_on_without_it() {
+    let _gate = shared();
+    let broker = Broker::start();
+    let settings = [
+        ("front_door.event_timeout", "\"10m\""),
+        ("front_door.event_ack", "\"acked\""),
+    ];
+    let region = alone(&broker.client(), CacheSpec::new(SESSIONS).front_door(), &settings);
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("before", "x"), "STORED");
+    broker.freeze();
+    client.send("set a 0 0 1\r\nx\r\nset b 0 0 1\r\nx\r\nget a\r\n");
+    assert_eq!(
+        (client.line(), client.line()),
+        ("STORED".to_owned(), "STORED".to_owned())
+    );
+    assert_eq!(client.until("END").len(), 2);
+    let door = door(&region);
+    assert_eq!((&door["kafka_away"], &door["queued_events"]), (&json!(true), &json!(2)));
+    broker.thaw();
+    region.wait_until("kafka has the events", LIMIT, |status| {
+        status["front_doors"][0]["acknowledged"] == 3
+    });
 }
 
 #[test]
@@ -394,7 +421,8 @@ fn what_comes_in_at_the_door_for_fills_only_fills() {
     let path = std::env::temp_dir().join(format!("evrepl-fills-{}.sock", std::process::id()));
     let cache = CacheSpec::new(SESSIONS)
         .front_door()
-        .option("listen_fills", &format!("\"unix:{}\"", path.display()));
+        .option("listen_fills", &format!("\"unix:{}\"", path.display()))
+        .option("max_value_bytes", "\"1KiB\"");
     let region = region(cache, &[]);
     let mut fills = UnixStream::connect(&path).unwrap();
     fills
@@ -403,9 +431,20 @@ fn what_comes_in_at_the_door_for_fills_only_fills() {
     let mut said = String::new();
     fills.read_to_string(&mut said).unwrap();
     assert_eq!(said, "STORED\r\nDELETED\r\n");
-    assert_eq!(Client::at(&region).set("written", "x"), "STORED");
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("written", "x"), "STORED");
+    // What is too large is gone here, and no peer's copy goes for it: it filled.
+    for set in ["set large 0 0 1025", "ms large 1025"] {
+        assert_eq!(client.set("large", "x"), "STORED");
+        let mut fills = UnixStream::connect(&path).unwrap();
+        let value = "x".repeat(1025);
+        write!(fills, "{set}\r\n{value}\r\nget large\r\nquit\r\n").unwrap();
+        let mut said = String::new();
+        fills.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "SERVER_ERROR object too large for cache\r\nEND\r\n");
+    }
     region.wait_until("kafka has the events", LIMIT, |status| {
-        status["front_doors"][0]["acknowledged"] == 3
+        status["front_doors"][0]["acknowledged"] == 7
     });
     let mut events: Vec<(String, &str, bool)> = (broker().client().read_all(&region.cache(SESSIONS).topic).iter())
         .map(|record| {
@@ -418,6 +457,10 @@ fn what_comes_in_at_the_door_for_fills_only_fills() {
     let expected = [
         ("filled", "delete", false),
         ("filled", "set", true),
+        ("large", "set", false),
+        ("large", "set", false),
+        ("large", "set", true),
+        ("large", "set", true),
         ("written", "set", false),
     ];
     assert_eq!(events, expected.map(|(key, op, fill)| (key.to_owned(), op, fill)));

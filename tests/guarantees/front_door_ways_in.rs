@@ -143,6 +143,45 @@ fn the_end_of_an_answer_comes_through_tls_whatever_the_socket_takes() {
     assert_eq!(said, json!(["STORED\r\n", 60 * (22 + 300_003 + 5), ""]));
 }
 
+/// Says its last as many clients do: it ends what it sends without a word of TLS, and reads on.
+const TLS_HALF_CLOSED: &str = r#"
+import json, socket, ssl, sys
+
+given = json.load(sys.stdin)
+host, port = given["address"].split(":")
+context = ssl.create_default_context(cafile=given["ca"])
+told = []
+for count in [1, 300]:
+    plain = socket.create_connection((host, int(port)), 30)
+    with context.wrap_socket(plain, server_hostname="us-east-1") as stream:
+        stream.sendall(b"".join(b"set key:%d 0 0 1\r\nx\r\n" % n for n in range(count)))
+        # Not the method of its own, which would forget that this is TLS.
+        socket.socket.shutdown(stream, socket.SHUT_WR)
+        said = b""
+        while some := stream.recv(10000):
+            said += some
+        told.append(said == b"STORED\r\n" * count)
+json.dump(told, sys.stdout)
+"#;
+
+#[test]
+fn a_client_of_tls_that_has_said_its_last_gets_its_answers() {
+    let _gate = shared();
+    let spec = CacheSpec::new(SESSIONS).front_door().option("listen_tls", "\"server\"");
+    let region = RegionBuilder::new("us-east-1")
+        .kafka(&broker().client())
+        .cache(spec)
+        .start();
+    let told: Value = python(
+        TLS_HALF_CLOSED,
+        &json!({
+            "address": region.cache(SESSIONS).front_door(),
+            "ca": region.certs().path().join("ca.pem").display().to_string(),
+        }),
+    );
+    assert_eq!(told, json!([true, true]));
+}
+
 #[test]
 fn ten_thousand_idle_clients_fit_and_one_more_is_told_so() {
     let _gate = shared();

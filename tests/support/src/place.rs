@@ -26,7 +26,6 @@ pub struct Dir {
 impl Dir {
     /// # Panics
     /// When it can't be made.
-    #[allow(clippy::new_ret_no_self)]
     pub fn new(name: &str) -> Dir {
         static SWEPT: OnceLock<()> = OnceLock::new();
         let root = target().join("lab");
@@ -77,6 +76,8 @@ pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // Above most well-known services; below 32768, where Linux's ephemeral range begins.
     const FIRST: u32 = 12_000;
+    // Jaeger's page, where the demo's Jaeger tries to listen first.
+    const NOT_OURS: u16 = 16_686;
     let last = ephemeral_start().unwrap_or(32_768).clamp(FIRST + 1_000, 60_000);
     let span = last - FIRST;
     let locks = std::env::temp_dir().join("evrepl-lab-ports");
@@ -85,6 +86,9 @@ pub fn free_port() -> u16 {
     let start = std::process::id().wrapping_mul(7_919);
     for _ in 0..span {
         let port = (FIRST + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % span) as u16;
+        if port == NOT_OURS {
+            continue;
+        }
         let Ok(lock) = File::options()
             .create(true)
             .append(true)
