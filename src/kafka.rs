@@ -150,7 +150,7 @@ fn producer_config(kafka: &Kafka, client_id: &str) -> ClientConfig {
         .set_if_absent(kafka, "linger.ms", "1")
         .set_if_absent(kafka, IN_FLIGHT.0, IN_FLIGHT.1)
         // As long as anybody here waits for a record: one that was given up must not pile up behind its repetition.
-        .set_if_absent(kafka, "message.timeout.ms", "10000")
+        .set("message.timeout.ms", "10000")
         .set_if_absent(kafka, "queue.buffering.max.kbytes", "32768");
     config
 }

@@ -10,6 +10,7 @@
 //!
 //! `options.rs` declares each option once; its documentation there is also the schema's.
 
+mod address;
 mod codec;
 mod environment;
 mod names;

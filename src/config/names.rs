@@ -48,12 +48,30 @@ pub(super) fn port_of(text: &str) -> Option<u16> {
     if bare && digits { port.parse().ok() } else { None }
 }
 
-/// Where a front door listens: `host:port`, or `unix:` and a path.
-pub(super) fn is_door(text: &str) -> bool {
-    match text.strip_prefix("unix:") {
-        // What the system allows for a socket's path.
-        Some(path) => (1..108).contains(&path.len()) && !path.contains('\0'),
-        None => port_of(text).is_some(),
+/// The most bytes that the system takes for a socket's path (`sun_path` of unix(7), without its end).
+pub(super) const LONGEST_SOCKET_PATH: usize = 107;
+
+/// The path of a socket, relative to the configuration's folder as any path in it.
+///
+/// # Errors
+/// Why it can be none.
+pub(super) fn socket_path(text: &str, folder: &Path) -> Result<String, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err("that is no path;".to_owned());
+    }
+    if text.starts_with('@') {
+        return Err(format!(
+            "abstract sockets are not supported (a file of that name is `unix:./{text}`);"
+        ));
+    }
+    let path = folder.join(text);
+    let path = std::path::absolute(&path).unwrap_or(path);
+    match path.to_string_lossy().into_owned() {
+        path if path.len() > LONGEST_SOCKET_PATH => Err(format!(
+            "the path {path:?} has {} bytes, and a socket's has {LONGEST_SOCKET_PATH} at most;",
+            path.len()
+        )),
+        path => Ok(path),
     }
 }
 
@@ -88,6 +106,10 @@ pub(super) fn as_node(host: &str, port: u16) -> Option<String> {
     (!legal.is_empty() && is_topic(&node)).then_some(node)
 }
 
+/// Of both names of one property.
+const EVENT_TIMEOUT: &str = "how long a record may take is known to who waits for it; set `front_door.event_timeout` for events of \
+                             front doors";
+
 /// The librdkafka properties that evrepl sets itself, and what to use instead or why there is nothing.
 const OWNED: &[(&str, &str)] = &[
     (
@@ -108,6 +130,7 @@ const OWNED: &[(&str, &str)] = &[
     ),
     ("bootstrap.servers", "set `kafka.brokers`"),
     ("client.id", "it names this process; set `node`"),
+    ("delivery.timeout.ms", EVENT_TIMEOUT),
     (
         "enable.auto.commit",
         "offsets are committed only behind finished events; leave it out",
@@ -126,10 +149,15 @@ const OWNED: &[(&str, &str)] = &[
         "group.protocol",
         "rebalances are handled as the classic protocol does them; leave it out",
     ),
+    ("message.timeout.ms", EVENT_TIMEOUT),
     ("metadata.broker.list", "set `kafka.brokers`"),
     (
         "partition.assignment.strategy",
         "all members of a group must agree on it; leave it out",
+    ),
+    (
+        "queue.buffering.max.messages",
+        "it would drop what evrepl counts on; set `front_door.max_queued_events` for events of front doors",
     ),
     (
         "request.required.acks",
@@ -212,6 +240,27 @@ mod tests {
         ] {
             assert_eq!(port_of(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_sockets_path_is_of_the_folder_and_as_long_as_the_system_takes() {
+        let path = |text: &str| socket_path(text, "/etc/evrepl".as_ref());
+        assert_eq!(path("a.sock").unwrap(), "/etc/evrepl/a.sock");
+        assert_eq!(path("./a.sock").unwrap(), "/etc/evrepl/a.sock");
+        assert_eq!(path("./@a").unwrap(), "/etc/evrepl/@a");
+        assert_eq!(path("/run/a.sock").unwrap(), "/run/a.sock");
+        let of = |length: usize| format!("/{}", "x".repeat(length - 1));
+        assert!(path(&of(107)).is_ok());
+        // What is counted is what the system gets.
+        for (text, length) in [(of(108), "108"), ("x".repeat(100), "112")] {
+            let why = path(&text).unwrap_err();
+            assert!(
+                why.contains(&format!(" has {length} bytes")) && why.contains("107"),
+                "{why}"
+            );
+        }
+        assert!(path("@a").unwrap_err().contains("abstract sockets"));
+        assert!(path("").is_err() && path("a\0b").is_err());
     }
 
     #[test]

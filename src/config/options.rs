@@ -17,6 +17,9 @@ use super::section::section;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
+/// librdkafka's own limit of `queue.buffering.max.messages`.
+const MOST_QUEUED: i64 = i32::MAX as i64;
+
 const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
@@ -126,15 +129,16 @@ section! {
         /// for an item.
         pub max_value_bytes: usize as Size = MIB,
         /// Where the front door of this cache listens: any memcached client that connects there writes the servers above, and
-        /// what it writes is replicated. `host:port`, or `unix:` and a path. Left out: there is none.
+        /// what it writes is replicated. `host:port`, or `unix:` and a path of at most 107 bytes, relative to this file. Left out:
+        /// there is none.
         pub listen: Option<String> as Maybe<Door> = None,
         /// The same for clients that only fill the cache, from a database: where a cache has `on_set = "invalidate"`, no
-        /// peer's copy is removed for what is written here.
+        /// peer's copy is removed for what is written here. With `"replicate"` it is an address as `listen` is.
         pub listen_fills: Option<String> as Maybe<Door> = None,
-        /// Commands that only fill the cache at `listen` too, such as `["add"]`; `add` is also `ms` with the mode `E`.
-        /// Default: none.
+        /// Commands that only fill the cache at `listen` too, such as `["add"]`; `add` is also `ms` with the mode `E`. With
+        /// `on_set = "replicate"` they are as any other. Default: none.
         pub fill_commands: Vec<String> as List<FillCommand> = Vec::new(),
-        /// Whether these clients speak TLS, to the certificate of `[tls]`. Default: `"off"`.
+        /// Whether these clients speak TLS, to the certificate of `[tls]`; those of a unix socket never do. Default: `"off"`.
         pub listen_tls: DoorTls as Choice = DoorTls::Off,
     }
 }
@@ -305,8 +309,8 @@ section! {
         /// How long an event waits for others that go to Kafka with it: each request costs the broker the same, however few are in
         /// it. At most `"50ms"`. Default: `"5ms"`, and `"1ms"` where a client waits for Kafka (`event_ack = "acked"`).
         pub event_linger: Option<Duration> as Maybe<Time<0, 50>> = None,
-        /// Events that wait to be acknowledged. Default: `100000`.
-        pub max_queued_events: usize as Count<1> = 100_000,
+        /// Events that wait to be acknowledged, `2147483647` at most. Default: `100000`.
+        pub max_queued_events: usize as Count<1, MOST_QUEUED> = 100_000,
         /// Keys that are remembered because Kafka did not take their events; the events of more are lost, counted and said.
         /// Default: `1000000`, about 100 MB.
         pub max_unsent_keys: usize as Count<1> = 1_000_000,
@@ -319,7 +323,8 @@ section! {
         pub max_connections: usize as Count<1> = 10_000,
         /// Commands of one client that are not answered yet; of more it is not read. Default: `1024`.
         pub max_pipelined: u32 as Count<1> = 1024,
-        /// Bytes held for all clients: commands under way, and answers that they have not read. Default: `"256MiB"`.
+        /// Bytes held for all clients: commands under way, and answers that they have not read. One value must fit, of each cache
+        /// that has a front door. Default: `"256MiB"`.
         pub max_buffered_bytes: usize as Size = 256 * MIB,
         /// A client from which nothing comes for so long is disconnected; `"0s"`: none is. Default: `"0s"`, as memcached.
         pub idle_timeout: Duration as Time<0> = Duration::ZERO,

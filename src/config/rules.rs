@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::names;
 use super::options::{Cache, Config, DoorTls, Peer};
 use super::problem::{Problem, near_miss};
 use super::section::{Reading, listed};
+use super::{address, names};
 
 /// A canary is a write to memcached, to Kafka and to the peer; ten a second show a dead path as soon as anyone can act on it.
 const SHORTEST_CANARY_INTERVAL: Duration = Duration::from_millis(100);
@@ -201,7 +201,11 @@ impl Rules<'_> {
     /// A value must fit in where it has to go through, or it would wait for room for ever.
     fn bytes(&mut self) {
         let Config {
-            flow, agent, caches, ..
+            flow,
+            agent,
+            caches,
+            front_door,
+            ..
         } = self.config;
         for (index, Cache { max_value_bytes, .. }) in caches.iter().enumerate() {
             let value = format!("cache[{index}].max_value_bytes");
@@ -214,6 +218,19 @@ impl Rules<'_> {
                     format!("`{path}` is {bytes} B, less than one value (`{value}`, {max_value_bytes} B); write more");
                 self.refuse(&[path, &value], what);
             }
+        }
+        let has_door = |(_, cache): &(usize, &Cache)| cache.listen.is_some() || cache.listen_fills.is_some();
+        let largest = caches.iter().enumerate().filter(has_door);
+        if let Some((index, cache)) = largest.max_by_key(|(_, cache)| cache.max_value_bytes)
+            && front_door.max_buffered_bytes < cache.max_value_bytes
+        {
+            let (path, value) = (
+                "front_door.max_buffered_bytes",
+                format!("cache[{index}].max_value_bytes"),
+            );
+            let (bytes, most) = (front_door.max_buffered_bytes, cache.max_value_bytes);
+            let what = format!("`{path}` is {bytes} B, less than one value (`{value}`, {most} B); write more");
+            self.refuse(&[path, &value], what);
         }
         if agent.session_window > agent.max_in_flight_bytes {
             let what =
@@ -290,6 +307,7 @@ impl Rules<'_> {
         }
     }
 
+    /// Clients of a front door come from where they may, as they say that they do, to an address that is nobody else's.
     fn listeners(&mut self) {
         let Config {
             agent,
@@ -298,11 +316,7 @@ impl Rules<'_> {
             front_door,
             ..
         } = self.config;
-        if agent.listen == admin.listen && names::port_of(&agent.listen) != Some(0) {
-            let what = "`admin.listen` and `agent.listen` are the same; write another port for one of them";
-            self.refuse(&["admin.listen", "agent.listen"], what.to_owned());
-        }
-        let mut doors: Vec<(String, &str)> = Vec::new();
+        let mut listeners: Vec<(String, &str)> = Vec::new();
         for (index, cache) in caches.iter().enumerate() {
             for (key, listen) in [("listen", &cache.listen), ("listen_fills", &cache.listen_fills)] {
                 let Some(listen) = listen.as_deref() else { continue };
@@ -314,21 +328,80 @@ impl Rules<'_> {
                     );
                     self.refuse(&[&path], what);
                 }
-                if cache.servers.iter().any(|server| server.address == listen) {
-                    let what = format!("`{path}` is {listen:?}, which is one of its servers; write another port");
-                    self.refuse(&[&path], what);
+                self.no_server(index, &path, listen);
+                listeners.push((path, listen));
+            }
+            self.doors_are_there(index, cache);
+        }
+        listeners.push(("agent.listen".to_owned(), &agent.listen));
+        listeners.push(("admin.listen".to_owned(), &admin.listen));
+        for (n, (path, listen)) in listeners.iter().enumerate() {
+            let before = listeners[..n].iter();
+            let Some((first, other)) = before.into_iter().find(|(_, other)| address::collide(other, listen)) else {
+                continue;
+            };
+            let kind = if listen.starts_with("unix:") { "path" } else { "port" };
+            let both = match listen == other {
+                true => format!("`{path}` and `{first}` are the same"),
+                false => {
+                    format!("`{path}` is {listen:?} and `{first}` is {other:?}, where only one of them can listen")
                 }
-                if names::port_of(listen) != Some(0) {
-                    doors.push((path, listen));
-                }
+            };
+            self.refuse(&[path, first], format!("{both}; write another {kind} for one of them"));
+        }
+    }
+
+    /// A front door at a server's address would be its own server, or could not listen.
+    fn no_server(&mut self, index: usize, path: &str, listen: &str) {
+        for (owner, cache) in self.config.caches.iter().enumerate() {
+            let mut servers = cache.servers.iter().enumerate();
+            let Some((number, server)) = servers.find(|(_, server)| address::is_in_the_way(listen, &server.address))
+            else {
+                continue;
+            };
+            let server_path = format!("cache[{owner}].servers[{number}]");
+            let spelled = match server.address == listen {
+                true => String::new(),
+                false => format!(", {:?}", server.address),
+            };
+            let whose = if owner == index {
+                "one of its servers"
+            } else {
+                "a server"
+            };
+            let what =
+                format!("`{path}` is {listen:?}, which is {whose} (`{server_path}`{spelled}); write another port");
+            self.refuse(&[path, &server_path], what);
+            return;
+        }
+    }
+
+    /// What is said of clients that cannot come is said by mistake.
+    fn doors_are_there(&mut self, index: usize, cache: &Cache) {
+        let at = |key: &str| format!("cache[{index}].{key}");
+        let [listen, fills] = [at("listen"), at("listen_fills")];
+        let doors = [&cache.listen, &cache.listen_fills];
+        let mut doors = doors.into_iter().flatten().peekable();
+        if cache.listen_tls != DoorTls::Off {
+            let path = at("listen_tls");
+            let why = match doors.peek() {
+                None => "the cache has no front door; write where it listens (`listen`)",
+                Some(_) => "a unix socket never speaks TLS; write a host and a port to listen on",
+            };
+            if doors.all(|door| door.starts_with("unix:")) {
+                let what = format!(
+                    "`{path}` is {:?}, but {why}, or leave it out",
+                    cache.listen_tls.as_str()
+                );
+                self.refuse(&[&path, &listen, &fills], what);
             }
         }
-        doors.push(("agent.listen".to_owned(), &agent.listen));
-        doors.push(("admin.listen".to_owned(), &admin.listen));
-        let ours = |(path, _): &(String, &str)| path.starts_with("cache");
-        if doors.iter().any(ours) {
-            let fixed = doors.into_iter().filter(|(_, door)| names::port_of(door) != Some(0));
-            self.unique(fixed, "write another port for one of them");
+        if !cache.fill_commands.is_empty() && cache.listen.is_none() {
+            let path = at("fill_commands");
+            let what = format!(
+                "`{path}` names commands of clients at `{listen}`, which is not there; write it, or leave these out"
+            );
+            self.refuse(&[&path, &listen], what);
         }
     }
 }

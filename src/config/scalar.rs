@@ -70,6 +70,16 @@ impl<T: TryFrom<i64> + Copy + ToString, const LEAST: i64, const MOST: i64> Scala
         T::try_from(number).ok()
     }
 
+    fn hint(value: &Value) -> Option<String> {
+        let number = match value {
+            Value::Raw(text) => text.trim().parse::<i128>().ok()?,
+            value => value.integer()?.into(),
+        };
+        // Where the shape does not say so.
+        let too_large = MOST == i64::from(u32::MAX) && number > i128::from(MOST);
+        too_large.then(|| format!("{MOST} is the most;"))
+    }
+
     fn show(value: &T) -> String {
         value.to_string()
     }
@@ -327,11 +337,43 @@ text!(
     Listen, |text: &str| names::port_of(text).is_some(), "^(\\[[0-9A-Fa-f:.%a-z]+\\]|[^\\s:/\\[\\]]+):[0-9]{1,5}$",
     "a host and a port, like `\"127.0.0.1:7101\"` or `\"[::]:7101\"`"
 );
-text!(
-    /// Where a front door listens; port 0 takes a free one.
-    Door, names::is_door, "^(unix:.+|(\\[[0-9A-Fa-f:.%a-z]+\\]|[^\\s:/\\[\\]]+):[0-9]{1,5})$",
-    "a host and a port, like `\"127.0.0.1:11311\"`, or a socket's path, like `\"unix:/run/evrepl/sessions.sock\"`"
-);
+/// Where a front door listens: `host:port`, of which port 0 takes a free one, or `unix:` and a path, which is joined to the
+/// configuration's folder.
+pub(super) struct Door;
+
+impl Codec<String> for Door {
+    fn shape(_: &str) -> String {
+        "a host and a port, like `\"127.0.0.1:11311\"`, or a socket's path, like `\"unix:/run/evrepl/sessions.sock\"`"
+            .to_owned()
+    }
+
+    fn read(node: Node, path: &str, reading: &mut Reading) -> Option<String> {
+        let text = node.value.text().unwrap_or_default();
+        let read = match text.strip_prefix("unix:") {
+            Some(socket) => names::socket_path(socket, &reading.folder).map(|socket| format!("unix:{socket}")),
+            None if names::port_of(text).is_some() => Ok(text.to_owned()),
+            None => Err(String::new()),
+        };
+        match read {
+            Ok(door) => Some(door),
+            Err(why) => {
+                let hint = if why.is_empty() { why } else { format!("{why} ") };
+                refuse::<String, Door>(&node, path, reading, &hint);
+                None
+            }
+        }
+    }
+
+    fn write(value: &String) -> Option<String> {
+        Some(quoted(value))
+    }
+
+    fn schema() -> Schema {
+        let pattern = "^(unix:[^@].*|(\\[[0-9A-Fa-f:.%a-z]+\\]|[^\\s:/\\[\\]]+):[0-9]{1,5})$";
+        json_schema!({ "type": "string", "pattern": pattern })
+    }
+}
+
 text!(
     /// A command that may only fill a cache.
     FillCommand, |text: &str| ["set", "add", "replace", "cas", "ms"].contains(&text), "^(set|add|replace|cas|ms)$",

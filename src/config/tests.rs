@@ -306,6 +306,9 @@ fn a_property_that_evrepl_owns_is_refused_with_the_reason() {
         ("partition.assignment.strategy", "leave it out"),
         ("client.id", "set `node`"),
         ("session.timeout.ms", "set `kafka.session_timeout`"),
+        ("message.timeout.ms", "set `front_door.event_timeout`"),
+        ("delivery.timeout.ms", "set `front_door.event_timeout`"),
+        ("queue.buffering.max.messages", "set `front_door.max_queued_events`"),
     ] {
         let text = LEAST.replace("9092\"]", &format!("9092\"], properties = {{ {property:?} = \"x\" }}"));
         refused_text(
