@@ -33,14 +33,14 @@ const ALLOCATOR_PART: u64 = 4;
 /// Tell everything that is wrong with a configuration, and how much memory it may take
 ///
 /// Prints `ok` with a summary and exits with 0, or prints every problem with its place and exits
-/// with 78. What only librdkafka can tell of `[kafka.properties]` is among it. Nobody is asked, and
+/// with 78. What only librdkafka can tell of `[kafka]` is among it. Nobody is asked, and
 /// no certificate is read: they may be on another machine.
 ///
 /// With --connect it also asks what the configuration names, and changes nothing there: Kafka and
 /// its topics, each memcached server (and whether a few of the keys that it holds belong there by
-/// the ring), the certificate, each peer, and the two addresses to listen
-/// on. One line each: `ok`, `missing` (what evrepl makes itself or waits for) or `failed`; exits
-/// with 78 if any failed.
+/// the ring), the certificate, each peer, and the addresses to listen on (whether they are free, or
+/// this region's evrepl answers there). One line each: `ok`, `missing` (what evrepl makes itself or
+/// waits for) or `failed`; exits with 78 if any failed.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct CheckArgs {
@@ -54,9 +54,9 @@ pub(super) struct CheckArgs {
 impl CheckArgs {
     pub(super) fn execute(self) -> Result<Done, CliError> {
         let config = self.config.load()?;
-        try_settings(&config).map_err(|source| CliError::Kafka {
+        try_settings(&config).map_err(|refused| CliError::Kafka {
             file: self.config.config.clone(),
-            source,
+            refused,
         })?;
         let mut text = format!("ok  {}\n\n", self.config.config.display());
         summarize(&config, &mut text);

@@ -16,14 +16,14 @@ mod top;
 mod write;
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::certs::CertsError;
 use crate::config::{Config, ConfigError};
-use crate::kafka::KafkaError;
+use crate::kafka::Refused;
 use crate::replay::ReplayError;
 use crate::telemetry::TelemetryError;
 use crate::writer::WriterError;
@@ -112,8 +112,8 @@ impl Done {
 enum CliError {
     #[error("{0}")]
     Config(#[from] ConfigError),
-    #[error("{}: [kafka.properties]: {source}; change or remove it", file.display())]
-    Kafka { file: PathBuf, source: KafkaError },
+    #[error("{}", one_a_line(file, refused))]
+    Kafka { file: PathBuf, refused: Vec<Refused> },
     #[error("{0}")]
     Certs(#[from] CertsError),
     #[error("{0}")]
@@ -132,6 +132,12 @@ enum CliError {
     Input(io::Error),
     #[error("cannot start a runtime: {0}")]
     Runtime(io::Error),
+}
+
+/// As the problems of a file stand.
+fn one_a_line(file: &Path, refused: &[Refused]) -> String {
+    let lines = refused.iter().map(|one| format!("{}: {one}", file.display()));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 impl CliError {
