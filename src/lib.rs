@@ -40,6 +40,7 @@ pub mod hlc;
 pub mod intensity;
 pub mod kafka;
 pub mod link;
+mod listening;
 pub mod look;
 pub mod memcached;
 pub mod misses;

@@ -1,14 +1,12 @@
 //! `evrepl run`: one region's relay and agent in one process, from configuration to exit code.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use actix::prelude::*;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
@@ -18,11 +16,12 @@ use crate::actors::region_supervisor::{DoorParts, EXIT_GAVE_UP, RegionSupervisor
 use crate::admin::AdminError;
 use crate::agent::AgentShared;
 use crate::canary;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::front_door::DoorShared;
 use crate::front_door::announcer::Announcer;
 use crate::hashing::{HashKind, Ring, RingServer};
-use crate::kafka::{KafkaError, Producer};
+use crate::kafka::{self, KafkaError, Producer, Refused};
+use crate::listening::{self, SocketFile};
 use crate::pulse::Pulses;
 use crate::region::{DoorView, Region};
 use crate::relay::FlowView;
@@ -45,38 +44,55 @@ const TELEMETRY_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A certificate or key is not usable.
-    #[error("[tls]: {0}")]
-    Tls(#[from] TlsError),
+    #[error("{options}: {source}; {remedy}")]
+    Tls {
+        /// Which options name it.
+        options: &'static str,
+        /// What is wrong with the file.
+        source: Box<TlsError>,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A listen address is taken or not ours.
-    #[error("{option} = \"{address}\": cannot listen: {source}")]
+    #[error(
+        "{option} is \"{address}\": cannot listen: {source}; {}",
+        listening::remedy(address, source)
+    )]
     Listen {
-        /// Which option names it.
-        option: &'static str,
+        /// Which option names it, of which cache if it is one's.
+        option: String,
         /// The address.
         address: String,
         /// What the system says.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// librdkafka refuses the settings.
+    #[error("{}", one_a_line(.0))]
+    Settings(Vec<Refused>),
+    /// Kafka's client cannot be made.
     #[error("[kafka]: {0}")]
-    Kafka(#[from] KafkaError),
-    /// The admin interface cannot listen.
-    #[error("[admin]: {0}")]
-    Admin(#[from] AdminError),
+    Kafka(KafkaError),
     /// Logging or metrics could not start.
     #[error("{0}")]
     Telemetry(#[from] TelemetryError),
 }
 
-/// Runs until drained, given up or told to end; gives the exit code.
-pub fn run(config: Config) -> i32 {
+fn one_a_line(refused: &[Refused]) -> String {
+    let lines: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// Runs until drained, given up or told to end; gives the exit code. `file` is where the configuration was read.
+pub fn run(config: Config, file: &Path) -> i32 {
     // `FAILPOINTS` in the environment; without the feature there are no failpoints to set.
     #[cfg(feature = "failpoints")]
     let _failpoints = fail::FailScenario::setup();
     match start(Arc::new(config)) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("evrepl: {error}");
+            for line in error.to_string().lines() {
+                eprintln!("evrepl: {}: {line}", file.display());
+            }
             EXIT_CONFIG
         }
     }
@@ -106,12 +122,15 @@ pub fn ring(cache: &crate::config::Cache) -> Ring {
 }
 
 fn start(config: Arc<Config>) -> Result<i32, StartError> {
-    let tls = Arc::new(TlsMaterial::load(
-        &config.tls.certificate,
-        &config.tls.private_key,
-        &config.tls.ca,
-    )?);
-    let socket = listen("agent.listen", &config.agent.listen)?;
+    kafka::try_settings(&config).map_err(StartError::Settings)?;
+    let config::Tls {
+        certificate,
+        private_key,
+        ca,
+    } = &config.tls;
+    let tls = TlsMaterial::load(certificate, private_key, ca).map_err(|error| tls_refused(&config.tls, error))?;
+    let tls = Arc::new(tls);
+    let socket = listen("`agent.listen`", &config.agent.listen, listening::tcp)?;
     let mut telemetry = telemetry::start(&TelemetryOptions::of(&config))?;
     telemetry::start_logging(config.telemetry.log_format, telemetry.tracer())?;
     let instruments = telemetry.instruments();
@@ -130,7 +149,7 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
             .filter_map(|(n, peer)| Some((n, peer.address.clone()?)))
     };
     let views: Vec<Arc<FlowView>> = peers().map(|(n, _)| Arc::new(FlowView::new(&config, n))).collect();
-    let door = front_door(&config, &rings, &instruments, &tls)?;
+    let (door, socket_files) = front_door(&config, &rings, &instruments, &tls)?;
     let vitals = Arc::new(Vitals::new(config.supervision.stalled_after, Instant::now()));
     let region = Arc::new(Region {
         config: config.clone(),
@@ -143,7 +162,13 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
             upstreams: door.views.clone(),
         }),
     });
-    telemetry.serve_admin(&config.admin.listen, region.clone())?;
+    telemetry
+        .serve_admin(&config.admin.listen, region.clone())
+        .map_err(|AdminError::Bind { listen, source }| StartError::Listen {
+            option: "`admin.listen`".to_owned(),
+            address: listen,
+            source,
+        })?;
     instruments.register_source(region);
     // Their failures begin at zero now, not when an actor first calls them: no alert sees a counter rise from nothing.
     let calls: &[&'static str] = if views.is_empty() {
@@ -160,7 +185,7 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
             instruments.memcached(&cache.name, &server.address, call);
         }
     }
-    let producer = Producer::new(&config.kafka, &config.node)?;
+    let producer = Producer::new(&config.kafka, &config.node).map_err(|error| kafka_refused(&config, error))?;
     let topics = topics::keep(config.clone());
     let canaries = canary::keep(config.clone(), views.clone(), producer.clone());
 
@@ -234,6 +259,8 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     if let Err(error) = system.run() {
         tracing::error!(%error, "system ended with an error");
     }
+    // Before the sockets are closed: nobody finds a file that was left behind.
+    drop(socket_files);
     drop((topics, canaries, watchdog));
     if let Err(error) = telemetry.shutdown(TELEMETRY_LIMIT) {
         tracing::warn!(%error, "telemetry");
@@ -241,24 +268,29 @@ fn start(config: Arc<Config>) -> Result<i32, StartError> {
     Ok(exit.load(SeqCst))
 }
 
-/// The front door of the caches that have one, with its sockets bound.
+/// The front door of the caches that have one, with its sockets bound, and the files of these that are in the file system.
 fn front_door(
     config: &Arc<Config>,
     rings: &[Ring],
     instruments: &Arc<Instruments>,
     tls: &Arc<TlsMaterial>,
-) -> Result<Option<DoorParts>, StartError> {
-    let mut entries = Vec::new();
+) -> Result<(Option<DoorParts>, Vec<SocketFile>), StartError> {
+    let (mut entries, mut files) = (Vec::new(), Vec::new());
     for (number, cache) in config.caches.iter().enumerate() {
         let doors = [
-            ("cache.listen", &cache.listen, false),
-            ("cache.listen_fills", &cache.listen_fills, true),
+            ("listen", &cache.listen, false),
+            ("listen_fills", &cache.listen_fills, true),
         ];
-        for (option, listens, fills) in doors {
+        for (key, listens, fills) in doors {
             let Some(address) = listens else { continue };
+            let option = format!("`cache[{number}].{key}` of cache {:?}", cache.name);
             let socket = match address.strip_prefix("unix:") {
-                Some(path) => DoorSocket::Unix(listen_unix(option, path)?),
-                None => DoorSocket::Tcp(listen(option, address)?),
+                Some(path) => {
+                    let (socket, file) = listen(&option, address, |_| listening::unix(path))?;
+                    files.push(file);
+                    DoorSocket::Unix(socket)
+                }
+                None => DoorSocket::Tcp(listen(&option, address, listening::tcp)?),
             };
             entries.push(DoorEntry {
                 cache: number,
@@ -268,21 +300,75 @@ fn front_door(
         }
     }
     if entries.is_empty() {
-        return Ok(None);
+        return Ok((None, files));
     }
     let views = config
         .caches
         .iter()
         .map(|cache| cache.servers.iter().map(|_| Arc::default()).collect());
     raise_open_files(config.front_door.max_connections);
-    let announcer = Announcer::new(config)?;
+    let announcer = Announcer::new(config).map_err(|error| kafka_refused(config, error))?;
     let shared = DoorShared::new(config.clone(), rings.to_vec(), announcer, instruments.clone());
-    Ok(Some(DoorParts {
+    let parts = DoorParts {
         shared: Arc::new(shared),
         tls: tls.clone(),
         entries,
         views: views.collect(),
-    }))
+    };
+    Ok((Some(parts), files))
+}
+
+fn listen<T>(option: &str, address: &str, bind: impl FnOnce(&str) -> io::Result<T>) -> Result<T, StartError> {
+    bind(address).map_err(|source| StartError::Listen {
+        option: option.to_owned(),
+        address: address.to_owned(),
+        source,
+    })
+}
+
+/// Says which options are about what librdkafka refuses.
+fn kafka_refused(config: &Config, error: KafkaError) -> StartError {
+    match error {
+        KafkaError::Settings(said) => StartError::Settings(vec![kafka::explain(config, &said)]),
+        other => StartError::Kafka(other),
+    }
+}
+
+/// Says which option names what is wrong, and what to do.
+fn tls_refused(tls: &config::Tls, source: TlsError) -> StartError {
+    let option = |path: &Path| match path {
+        path if path == tls.certificate => "`tls.certificate`",
+        path if path == tls.private_key => "`tls.private_key`",
+        _ => "`tls.ca`",
+    };
+    let (options, remedy) = match &source {
+        TlsError::Read { path, source } => {
+            let remedy = match source.kind() {
+                io::ErrorKind::NotFound => "write where the file is (`evrepl certs` makes some to try with)",
+                io::ErrorKind::PermissionDenied => "let evrepl's user read it",
+                _ => "write a file that can be read",
+            };
+            (option(path), remedy)
+        }
+        TlsError::Pem { path, .. } | TlsError::Empty { path, .. } | TlsError::Authority { path, .. } => {
+            let remedy = match option(path) {
+                "`tls.private_key`" => "write a file in PEM with an unencrypted private key",
+                "`tls.ca`" => "write a file in PEM with the CA's certificate",
+                _ => "write a file in PEM with a certificate",
+            };
+            (option(path), remedy)
+        }
+        TlsError::Pair { .. } => (
+            "`tls.certificate` and `tls.private_key`",
+            "write a certificate and the key that it was made for",
+        ),
+        _ => ("[tls]", "change it"),
+    };
+    StartError::Tls {
+        options,
+        remedy,
+        source: Box::new(source),
+    }
 }
 
 /// Files that are open besides the clients' connections: some for each peer, server and broker.
@@ -309,26 +395,6 @@ fn raise_open_files(clients: usize) {
     }
 }
 
-/// A socket in the file system. One that a process left behind is removed; one that somebody listens on is not, and nothing that
-/// is no socket: connecting to a file is refused just so.
-fn listen_unix(option: &'static str, path: &str) -> Result<UnixListener, StartError> {
-    let failed = |source| StartError::Listen {
-        option,
-        address: format!("unix:{path}"),
-        source,
-    };
-    let socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    if socket
-        && let Err(error) = UnixStream::connect(path)
-        && error.kind() == std::io::ErrorKind::ConnectionRefused
-    {
-        std::fs::remove_file(path).map_err(failed)?;
-    }
-    let socket = UnixListener::bind(path).map_err(failed)?;
-    socket.set_nonblocking(true).map_err(failed)?;
-    Ok(socket)
-}
-
 /// The root has nobody above it: a thread of its own looks whether the root's thread turns, and ends the process when it does
 /// not. Ends when dropped.
 fn watch_root(pulses: Arc<Pulses>, limit: Duration) -> Option<mpsc::Sender<()>> {
@@ -350,54 +416,221 @@ fn watch_root(pulses: Arc<Pulses>, limit: Duration) -> Option<mpsc::Sender<()>> 
     }
 }
 
-/// A bound, non-blocking socket; an address that was in use a moment ago may be used again.
-fn listen(option: &'static str, address: &str) -> Result<TcpListener, StartError> {
-    let failed = |source| StartError::Listen {
-        option,
-        address: address.to_owned(),
-        source,
-    };
-    let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
-    for at in address.to_socket_addrs().map_err(failed)? {
-        match bind(at) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
-        }
-    }
-    Err(failed(last))
-}
-
-fn bind(at: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&at.into())?;
-    // More than the greetings that run at once: callers wait here.
-    socket.listen(256)?;
-    Ok(socket.into())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
-    #[test]
-    fn a_socket_left_behind_is_taken_over_and_no_other_file_is_touched() {
-        let folder = std::env::temp_dir().join(format!("evrepl-run-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let place = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-        let (left, file, link) = (place("left"), place("file"), place("link"));
-        drop(listen_unix("cache.listen", &left).unwrap());
-        let taken = listen_unix("cache.listen", &left).unwrap();
-        // Somebody listens there.
-        assert!(listen_unix("cache.listen", &left).is_err());
-        drop(taken);
-        std::fs::write(&file, "precious").unwrap();
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        for path in [&file, &link] {
-            assert!(listen_unix("cache.listen", path).is_err());
-            assert_eq!(std::fs::read_to_string(path).unwrap(), "precious");
+    fn config(door: &str, more: &str) -> Arc<Config> {
+        let text = format!(
+            r#"region = "us-east-1"
+            node = "relay-1"
+            kafka = {{ brokers = ["127.0.0.1:9"], {more} }}
+            tls = {{ certificate = "a.pem", private_key = "a.key", ca = "ca.pem" }}
+            cache = [
+                {{ name = "pages", topic = "p", servers = ["127.0.0.1:8"] }},
+                {{ name = "sessions", topic = "s", servers = ["127.0.0.1:9"], {door} }},
+            ]"#
+        );
+        let config = config::parse(&text, "/etc/evrepl.toml".as_ref(), std::iter::empty());
+        Arc::new(config.unwrap_or_else(|error| panic!("{error}")))
+    }
+
+    /// A folder of its own with certificates, gone with the test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let folder = std::env::temp_dir().join(format!("evrepl-run-{name}-{}", std::process::id()));
+            crate::certs::issue(&folder, &["us-east-1".to_owned(), "eu-west-1".to_owned()]).unwrap();
+            Folder(folder)
         }
-        std::fs::remove_dir_all(&folder).unwrap();
+
+        fn tls(&self) -> config::Tls {
+            config::Tls {
+                certificate: self.0.join("us-east-1.pem"),
+                private_key: self.0.join("us-east-1.key"),
+                ca: self.0.join("ca.pem"),
+            }
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    type Doors = Result<(Option<DoorParts>, Vec<SocketFile>), StartError>;
+
+    fn doors_of(config: &Arc<Config>, folder: &Folder) -> Doors {
+        let tls = folder.tls();
+        let tls = Arc::new(TlsMaterial::load(&tls.certificate, &tls.private_key, &tls.ca).unwrap());
+        let telemetry = telemetry::start(&TelemetryOptions::of(config)).unwrap();
+        front_door(config, &rings(config), &telemetry.instruments(), &tls)
+    }
+
+    fn said(doors: Doors) -> String {
+        doors.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_door_that_cannot_listen_is_said_with_its_cache_its_option_and_what_to_do() {
+        let folder = Folder::new("doors");
+        let held = listening::tcp("127.0.0.1:0").unwrap();
+        let address = held.local_addr().unwrap();
+        let text = said(doors_of(&config(&format!("listen = \"{address}\""), ""), &folder));
+        let begins =
+            format!("`cache[1].listen` of cache \"sessions\" is \"{address}\": cannot listen: Address already in use");
+        assert!(text.starts_with(&begins), "{text}");
+        let port = address.port();
+        assert!(
+            text.contains(&format!(
+                "; `ss -ltnp 'sport = :{port}'` says who holds it: end that, or"
+            )),
+            "{text}"
+        );
+        let file = folder.0.join("file");
+        std::fs::write(&file, "precious").unwrap();
+        let text = said(doors_of(
+            &config(&format!("listen_fills = \"unix:{}\"", file.display()), ""),
+            &folder,
+        ));
+        assert!(
+            text.starts_with("`cache[1].listen_fills` of cache \"sessions\" is \"unix:/"),
+            "{text}"
+        );
+        assert!(
+            text.contains("a file is there that is no socket; it was left alone: move it away, or"),
+            "{text}"
+        );
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+        let agent = listen("`agent.listen`", &address.to_string(), listening::tcp)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            agent.starts_with("`agent.listen` is \"127.0.0.1:") && agent.contains("`ss -ltnp"),
+            "{agent}"
+        );
+    }
+
+    #[test]
+    fn the_socket_of_a_door_goes_with_what_was_started() {
+        let folder = Folder::new("ends");
+        let path = folder.0.join("socket");
+        let config = config(&format!("listen = \"unix:{}\"", path.display()), "");
+        let (door, files) = doors_of(&config, &folder).unwrap_or_else(|error| panic!("{error}"));
+        assert!(path.exists() && door.is_some());
+        drop(files);
+        assert!(!path.exists());
+        // Also where something else could not be started.
+        let refused = config_with_a_file_that_is_not_there(&path);
+        assert!(doors_of(&refused, &folder).is_err() && !path.exists());
+    }
+
+    fn config_with_a_file_that_is_not_there(path: &Path) -> Arc<Config> {
+        let listen = format!("listen = \"unix:{}\"", path.display());
+        let properties = "properties = { \"security.protocol\" = \"ssl\", \"ssl.ca.location\" = \"nowhere.pem\" }";
+        config(&listen, properties)
+    }
+
+    #[test]
+    fn what_librdkafka_refuses_is_said_with_the_option() {
+        // Before anything is begun: without certificates too.
+        let wrong = config(
+            "listen = \"127.0.0.1:0\"",
+            "properties = { \"linger.mss\" = 1, \"fetch.wait.max.ms\" = \"x\" }",
+        );
+        let text = start(wrong).err().map(|error| error.to_string()).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[1].starts_with("librdkafka refuses `kafka.properties.linger.mss`: "),
+            "{text}"
+        );
+        let folder = Folder::new("kafka");
+        let text = said(doors_of(
+            &config_with_a_file_that_is_not_there(&folder.0.join("socket")),
+            &folder,
+        ));
+        assert!(
+            text.starts_with("librdkafka refuses `kafka.properties.ssl.ca.location`: "),
+            "{text}"
+        );
+        assert!(text.ends_with("; change or remove it"), "{text}");
+    }
+
+    #[test]
+    fn a_tls_file_that_is_not_usable_is_said_with_its_option_and_what_to_do() {
+        let folder = Folder::new("tls");
+        let good = folder.tls();
+        let other = folder.0.join("eu-west-1.key");
+        let missing = folder.0.join("missing.pem");
+        let refused = |tls: config::Tls| {
+            let error = TlsMaterial::load(&tls.certificate, &tls.private_key, &tls.ca).unwrap_err();
+            tls_refused(&tls, error).to_string()
+        };
+        for (tls, begins, then) in [
+            (
+                config::Tls {
+                    certificate: missing.clone(),
+                    ..good.clone()
+                },
+                "`tls.certificate`: cannot read /",
+                "where the file is",
+            ),
+            (
+                config::Tls {
+                    private_key: missing.clone(),
+                    ..good.clone()
+                },
+                "`tls.private_key`: cannot read /",
+                "`evrepl certs`",
+            ),
+            (
+                config::Tls {
+                    ca: missing.clone(),
+                    ..good.clone()
+                },
+                "`tls.ca`: cannot read /",
+                "where the file is",
+            ),
+            (
+                config::Tls {
+                    ca: folder.0.clone(),
+                    ..good.clone()
+                },
+                "`tls.ca`: cannot read /",
+                "that can be read",
+            ),
+            (
+                config::Tls {
+                    private_key: good.ca.clone(),
+                    ..good.clone()
+                },
+                "`tls.private_key`: /",
+                "an unencrypted private key",
+            ),
+            (
+                config::Tls {
+                    ca: other.clone(),
+                    ..good.clone()
+                },
+                "`tls.ca`: /",
+                "with the CA's certificate",
+            ),
+            (
+                config::Tls {
+                    private_key: other.clone(),
+                    ..good.clone()
+                },
+                "`tls.certificate` and `tls.private_key`: /",
+                "the key that it was made for",
+            ),
+        ] {
+            let text = refused(tls);
+            assert!(text.starts_with(begins) && text.contains(then), "{text}");
+        }
     }
 }

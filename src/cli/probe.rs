@@ -14,8 +14,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::status;
-use crate::config::{Config, Peer};
+use crate::admin::Status;
+use crate::config::{Cache, Config, Peer};
 use crate::kafka::{KafkaError, TopicCounts, Topics};
+use crate::listening::{self, Found};
 use crate::memcached::{Connection, MemcachedError};
 use crate::telemetry::{CollectorTakes, ask_collector};
 use crate::tls::{EXPIRES_SOON, TlsError, TlsMaterial, server_name};
@@ -111,6 +113,7 @@ pub(super) async fn everything(config: &Config) -> Vec<Finding> {
             .boxed(),
     );
     questions.push(admin_address(config).map(|found| vec![found]).boxed());
+    questions.push(front_doors(config).boxed());
     if let Some(endpoint) = &config.telemetry.otlp_endpoint {
         questions.push(collector(endpoint).map(|found| vec![found]).boxed());
     }
@@ -308,7 +311,7 @@ enum Place {
 
 /// Takes the address for a moment, as [`crate::run`] would.
 async fn place(listen: &str) -> Place {
-    let listen = listen.to_owned();
+    let (listen, address) = (listen.to_owned(), listen.to_owned());
     // Looking a name up blocks.
     let bound = tokio::task::spawn_blocking(move || {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -323,7 +326,10 @@ async fn place(listen: &str) -> Place {
     match timeout(ASK, bound).await {
         Ok(Ok(Ok(()))) => Place::Free,
         Ok(Ok(Err(error))) if error.kind() == io::ErrorKind::AddrInUse => Place::Taken,
-        Ok(Ok(Err(error))) => Place::Unusable(format!("cannot listen: {error}")),
+        Ok(Ok(Err(error))) => {
+            let then = listening::remedy(&address, &error);
+            Place::Unusable(format!("cannot listen: {error}; {then}"))
+        }
         Ok(Err(error)) => Place::Unusable(error.to_string()),
         Err(_) => Place::Unusable(format!("name not found within {ASK:?}")),
     }
@@ -351,20 +357,94 @@ async fn admin_address(config: &Config) -> Finding {
     let answer = match place(listen).await {
         Place::Free => Ok("free".to_owned()),
         Place::Unusable(reason) => Err(reason),
+        Place::Taken => match who_runs(config).await {
+            Ok(status) if status.region == config.region => {
+                Ok(format!("evrepl {} of this region answers", status.version))
+            }
+            Ok(status) => Err(format!("taken by evrepl of region {}", status.region)),
+            Err(error) => Err(format!("taken by something else: {error}")),
+        },
+    };
+    Finding::of(format!("admin.listen {listen}"), answer)
+}
+
+/// What answers at `admin.listen`.
+async fn who_runs(config: &Config) -> Result<Status, String> {
+    let address = config.admin.listen.clone();
+    let asked = tokio::task::spawn_blocking(move || status::fetch(&address)).await;
+    let (_, status) = asked
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    Ok(status)
+}
+
+/// Whether each front door can listen.
+async fn front_doors(config: &Config) -> Vec<Finding> {
+    let doors = config.caches.iter().flat_map(|cache| {
+        let doors = [("listen", &cache.listen), ("listen_fills", &cache.listen_fills)];
+        doors
+            .into_iter()
+            .filter_map(move |(key, listen)| Some((cache, key, listen.as_deref()?)))
+    });
+    join_all(doors.map(|(cache, key, listen)| front_door(config, cache, key, listen))).await
+}
+
+async fn front_door(config: &Config, cache: &Cache, key: &str, listen: &str) -> Finding {
+    let (place, free) = match listen.strip_prefix("unix:") {
+        Some(path) => socket_place(path).await,
+        None => (place(listen).await, "free"),
+    };
+    let answer = match place {
+        Place::Free => Ok(free.to_owned()),
+        Place::Unusable(reason) => Err(reason),
+        // Whoever connects speaks with the servers behind it: only the evrepl that has it can tell.
         Place::Taken => {
-            let address = listen.clone();
-            let asked = tokio::task::spawn_blocking(move || status::fetch(&address)).await;
-            match asked {
-                Ok(Ok((_, status))) if status.region == config.region => {
-                    Ok(format!("evrepl {} of this region answers", status.version))
+            let has_it = |status: &Status| status.front_doors.iter().any(|door| door.cache == cache.name);
+            let then = listening::remedy(listen, &io::ErrorKind::AddrInUse.into());
+            match who_runs(config).await {
+                Ok(status) if status.region == config.region && has_it(&status) => {
+                    Ok(format!("evrepl {} of this region is there", status.version))
                 }
-                Ok(Ok((_, status))) => Err(format!("taken by evrepl of region {}", status.region)),
-                Ok(Err(error)) => Err(format!("taken by something else: {error}")),
-                Err(error) => Err(error.to_string()),
+                Ok(status) => Err(format!(
+                    "taken, and not by evrepl of region {} at admin.listen, which has no front door of this cache here; {then}",
+                    status.region
+                )),
+                Err(_) => Err(format!(
+                    "taken by something else, for no evrepl answers at admin.listen; {then}"
+                )),
             }
         }
     };
-    Finding::of(format!("admin.listen {listen}"), answer)
+    Finding::of(format!("cache {} {key} {listen}", cache.name), answer)
+}
+
+/// Whether a socket can be made at this path, as [`crate::run`] would; nothing is made or removed. With what it is if it can.
+async fn socket_place(path: &str) -> (Place, &'static str) {
+    let path = path.to_owned();
+    let looked = tokio::task::spawn_blocking(move || {
+        let unusable = |error: io::Error| {
+            let then = listening::remedy(&format!("unix:{path}"), &error);
+            Place::Unusable(format!("cannot listen: {error}; {then}"))
+        };
+        match listening::found_at(&path) {
+            Err(error) => (unusable(error), ""),
+            Ok(Found::Answers) => (Place::Taken, ""),
+            Ok(Found::NoSocket) => (unusable(listening::no_socket()), ""),
+            Ok(found) => match listening::can_make(&path) {
+                Err(error) => (unusable(error), ""),
+                Ok(()) if found == Found::Left => (Place::Free, "free: nobody listens on the socket that is there"),
+                Ok(()) => (Place::Free, "free"),
+            },
+        }
+    });
+    match timeout(ASK, looked).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => (Place::Unusable(error.to_string()), ""),
+        Err(_) => (
+            Place::Unusable(format!("the file system does not answer within {ASK:?}")),
+            "",
+        ),
+    }
 }
 
 #[cfg(test)]

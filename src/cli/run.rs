@@ -21,7 +21,7 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     pub(super) fn execute(self) -> Result<Done, CliError> {
-        let code = crate::run::run(self.config.load()?);
+        let code = crate::run::run(self.config.load()?, &self.config.config);
         // Every code that there is fits; another one would be a failure that must not look like success.
         let code = u8::try_from(code).unwrap_or(super::EXIT_FAILED);
         Ok(Done {

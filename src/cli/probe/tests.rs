@@ -256,3 +256,108 @@ async fn this_regions_own_agent_is_no_conflict() {
         (Verdict::Ok, "this region's evrepl answers")
     );
 }
+
+/// The one cache with this door; `evrepl status` is asked at `admin`.
+fn door(key: &str, listen: &str, admin: &str) -> Config {
+    let mut config = config(&format!("admin = {{ listen = {admin:?} }}"));
+    let cache = &mut config.caches[0];
+    match key {
+        "listen" => cache.listen = Some(listen.to_owned()),
+        _ => cache.listen_fills = Some(listen.to_owned()),
+    }
+    config
+}
+
+async fn only_door(config: &Config) -> Finding {
+    let mut found = front_doors(config).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+/// What `/status` of a region says that has front doors of these caches.
+fn status_of(region: &str, caches: &[&str]) -> String {
+    let front_doors = caches.iter().map(|cache| crate::admin::FrontDoorStatus {
+        cache: (*cache).to_owned(),
+        ..Default::default()
+    });
+    let status = Status {
+        region: region.to_owned(),
+        version: "1.2.3".to_owned(),
+        front_doors: front_doors.collect(),
+        ..Default::default()
+    };
+    serde_json::to_string(&status).unwrap()
+}
+
+#[tokio::test]
+async fn a_front_door_is_free_or_taken_by_this_regions_evrepl_or_by_something_else() {
+    let (listener, address) = listening().await;
+    for key in ["listen", "listen_fills"] {
+        for (region, caches, verdict, part) in [
+            (
+                "us-east-1",
+                &["sessions"][..],
+                Verdict::Ok,
+                "evrepl 1.2.3 of this region is there",
+            ),
+            ("us-east-1", &["pages"], Verdict::Failed, "no front door of this cache"),
+            ("eu-west-1", &["sessions"], Verdict::Failed, "of region eu-west-1"),
+        ] {
+            let admin = super::super::tests::answering(vec![("HTTP/1.1 200 OK", status_of(region, caches))]);
+            let found = only_door(&door(key, &address, &admin)).await;
+            assert_eq!(found.what, format!("cache sessions {key} {address}"));
+            assert_eq!(found.verdict, verdict, "{found:?}");
+            assert!(found.detail.contains(part), "{found:?}");
+        }
+    }
+    let found = only_door(&door("listen", &address, "127.0.0.1:9")).await;
+    assert_eq!(found.verdict, Verdict::Failed);
+    assert!(found.detail.contains("`ss -ltnp 'sport = :"), "{found:?}");
+    drop(listener);
+    let found = only_door(&door("listen", &address, "127.0.0.1:9")).await;
+    assert_eq!((found.verdict, found.detail.as_str()), (Verdict::Ok, "free"));
+    let found = only_door(&door("listen", "192.0.2.1:0", "127.0.0.1:9")).await;
+    assert_eq!(found.verdict, Verdict::Failed);
+    assert!(found.detail.contains("no address of this machine"), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_sockets_place_is_looked_at_and_left_as_it_is() {
+    let folder = std::env::temp_dir().join(format!("evrepl-probe-sockets-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("socket");
+    let look = async |path: &Path| {
+        let config = door("listen", &format!("unix:{}", path.display()), "127.0.0.1:9");
+        let found = only_door(&config).await;
+        (found.verdict, found.detail)
+    };
+    assert_eq!(look(&path).await, (Verdict::Ok, "free".to_owned()));
+    assert!(!path.exists());
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let (verdict, detail) = look(&path).await;
+    assert!(
+        verdict == Verdict::Failed && detail.contains("taken by something else"),
+        "{detail}"
+    );
+    drop(listener);
+    let (verdict, detail) = look(&path).await;
+    assert!(verdict == Verdict::Ok && detail.contains("nobody listens"), "{detail}");
+    assert!(path.exists());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "precious").unwrap();
+    let (verdict, detail) = look(&path).await;
+    assert!(
+        verdict == Verdict::Failed && detail.contains("it was left alone"),
+        "{detail}"
+    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    // A folder that is not there, and one that is a file.
+    for within in [folder.join("none/socket"), path.join("socket")] {
+        let (verdict, detail) = look(&within).await;
+        assert!(
+            verdict == Verdict::Failed && detail.contains("make the folder"),
+            "{detail}"
+        );
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
