@@ -156,13 +156,19 @@ fn producer_config(kafka: &Kafka, client_id: &str) -> ClientConfig {
     config
 }
 
+/// librdkafka's second names of properties that evrepl sets where nobody else does.
+const ALIASES: &[(&str, &str)] = &[("linger.ms", "queue.buffering.max.ms"), (IN_FLIGHT.0, "max.in.flight")];
+
 trait SetIfAbsent {
+    /// Unless the configuration has it, by either name.
     fn set_if_absent(&mut self, kafka: &Kafka, name: &str, value: &str) -> &mut Self;
 }
 
 impl SetIfAbsent for ClientConfig {
     fn set_if_absent(&mut self, kafka: &Kafka, name: &str, value: &str) -> &mut Self {
-        if !kafka.properties.contains_key(name) {
+        let mut names = ALIASES.iter().filter(|(first, _)| *first == name);
+        let by_alias = names.any(|(_, alias)| kafka.properties.contains_key(*alias));
+        if !by_alias && !kafka.properties.contains_key(name) {
             self.set(name, value);
         }
         self

@@ -249,8 +249,10 @@ impl Actor for FrontDoorListener {
         };
         let greetings = Arc::new(Semaphore::new(MAX_GREETINGS));
         let accept = async move {
-            while !parts.shared.draining.load(SeqCst) {
+            loop {
                 match listener.accept().await {
+                    // Who comes now hears at once that this is the wrong place, and does not wait for the end.
+                    Ok(_) if parts.shared.draining.load(SeqCst) => {}
                     Ok(accepted) => parts.begin(accepted, &greetings),
                     Err(error) => {
                         if let Some(unsaid) = NOT_ACCEPTED.due(&error.to_string()) {

@@ -194,6 +194,7 @@ fn options_in(config: &Config, text: &str, of_events: bool) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kafka::IN_FLIGHT;
 
     fn config(more: &str) -> Config {
         let text = format!(
@@ -211,6 +212,24 @@ mod tests {
         let text = format!("kafka = {{ brokers = [\"127.0.0.1:9092\"], {kafka} }}\n{more}");
         let refused = try_settings(&config(&text)).err().unwrap_or_default();
         refused.iter().map(ToString::to_string).collect()
+    }
+
+    /// Both names are set on one client otherwise, and which of them counts is chance.
+    #[test]
+    fn a_property_by_its_second_name_is_the_configurations_too() {
+        for (name, alias, value) in [
+            ("linger.ms", "queue.buffering.max.ms", "7"),
+            (IN_FLIGHT.0, "max.in.flight", "3"),
+        ] {
+            for written in [name, alias] {
+                let config = config(&format!(
+                    "kafka = {{ brokers = [\"127.0.0.1:9092\"], properties = {{ \"{written}\" = \"{value}\" }} }}"
+                ));
+                let made = producer_config(&config.kafka, "node");
+                let both = [name, alias].map(|name| made.get(name));
+                assert_eq!(both, [name, alias].map(|name| (name == written).then_some(value)));
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use evrepl::event;
-use evrepl_lab::{Broker, CacheSpec, Region, TwoRegionsSpec, assert_same, broker, shared, wait_until};
+use evrepl_lab::{Broker, CacheSpec, Region, Signal, TwoRegionsSpec, assert_same, broker, shared, wait_until};
 use serde_json::json;
 
 use crate::front_door::{Client, alone, arrived, door, key_on};
@@ -390,6 +390,29 @@ fn a_key_with_line_breaks_is_no_answer_to_anybody() {
     assert_eq!(evil.ask("stats cachedump 1 10"), listed);
     assert_eq!(evil.ask("stats detail dump"), listed);
     assert_eq!(door(&region)["unreachable"], 0);
+}
+
+#[test]
+fn who_comes_while_it_drains_is_sent_away_at_once() {
+    let _gate = shared();
+    let region = region(
+        CacheSpec::new(SESSIONS).front_door(),
+        &[("memcached.timeout", "\"60s\"")],
+    );
+    let memcached = &region.cache(SESSIONS).servers[0].memcached;
+    let mut client = Client::at(&region);
+    assert_eq!(client.set("key", "old"), "STORED");
+    memcached.freeze();
+    client.send("set key 0 0 3\r\nnew\r\n");
+    region.signal(Signal::Terminate);
+    wait_until("it drains", LIMIT, || region.log().contains("draining"));
+    for _ in 0..5 {
+        assert_eq!(Client::at(&region).line(), "");
+    }
+    assert!(region.is_running());
+    memcached.thaw();
+    assert_eq!((client.line(), client.line()), ("STORED".to_owned(), String::new()));
+    assert_eq!(region.exit_code(LIMIT), Some(0));
 }
 
 #[test]
