@@ -410,8 +410,12 @@ impl RegionSupervisor {
                     .unwrap_or_else(|| flow.parts.view.accounts.total().0.in_flight_total())
             })
             .sum();
-        if left > 0 || !flows {
+        if left > 0 {
             tracing::warn!(events = left, "grace period over with work left, it will be replayed");
+        } else if !flows {
+            tracing::warn!(
+                "grace period over before every flow has committed, what it finished since will be replayed"
+            );
         }
         if left + events > 0 || !flows {
             self.stop(EXIT_WORK_LEFT);

@@ -30,8 +30,8 @@ const LINGER_ACKED: Duration = Duration::from_millis(1);
 const AWAY_AFTER: Duration = Duration::from_secs(1);
 /// How often it is asked whether it is back.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// Remembered keys that are produced at once, when it is.
-const RESEND: usize = 1000;
+/// Remembered keys that are produced in one tick, when it is, at most; there are ten ticks a second, on the root's thread.
+const RESEND: usize = 5000;
 /// After so long a new client is made.
 const RENEW_AFTER: Duration = Duration::from_secs(20);
 
@@ -300,7 +300,11 @@ impl Announcer {
         let most = match (away, resend.probed) {
             (true, Some(probed)) if now - probed < PROBE_EVERY => return,
             (true, _) => 1,
-            (false, _) => RESEND,
+            // Half of the room is left to what clients write now.
+            (false, _) => {
+                let room = self.most.saturating_sub(shared.queued.load(SeqCst));
+                (room as usize / 2).clamp(1, RESEND)
+            }
         };
         resend.probed = Some(now);
         let taken = {
@@ -336,8 +340,8 @@ impl Announcer {
                 topic = self.shared.topics[cache],
                 lost,
                 more = lost - *said,
-                "events are lost: kafka takes none, and front_door.max_unsent_keys are remembered; write these keys again, or \
-                 replay the topic's keys (evrepl replay), when it is back"
+                "events are lost: kafka takes none, and front_door.max_unsent_keys are remembered; write these keys again when it is \
+                 back, or let them expire"
             );
             (*said, *at) = (lost, Some(now));
         }
