@@ -166,9 +166,12 @@ trait SetIfAbsent {
 
 impl SetIfAbsent for ClientConfig {
     fn set_if_absent(&mut self, kafka: &Kafka, name: &str, value: &str) -> &mut Self {
-        let mut names = ALIASES.iter().filter(|(first, _)| *first == name);
-        let by_alias = names.any(|(_, alias)| kafka.properties.contains_key(*alias));
-        if !by_alias && !kafka.properties.contains_key(name) {
+        let alias = ALIASES
+            .iter()
+            .find(|(first, _)| *first == name)
+            .map(|(_, alias)| *alias);
+        let mut names = alias.into_iter().chain([name]);
+        if !names.any(|name| kafka.properties.contains_key(name)) {
             self.set(name, value);
         }
         self

@@ -56,7 +56,7 @@ impl DoorView {
     fn status(&self) -> Vec<FrontDoorStatus> {
         let (queued, unsent) = self.shared.announcer.waiting();
         let doors = self.shared.config.caches.iter().enumerate();
-        let doors = doors.filter(|(_, cache)| cache.listen.is_some() || cache.listen_fills.is_some());
+        let doors = doors.filter(|(_, cache)| cache.has_front_door());
         doors
             .map(|(number, cache)| {
                 let (counts, events) = (&self.shared.counts[number], self.shared.announcer.counts(number));

@@ -277,12 +277,7 @@ fn front_door(
 ) -> Result<(Option<DoorParts>, Vec<SocketFile>), StartError> {
     let (mut entries, mut files) = (Vec::new(), Vec::new());
     for (number, cache) in config.caches.iter().enumerate() {
-        let doors = [
-            ("listen", &cache.listen, false),
-            ("listen_fills", &cache.listen_fills, true),
-        ];
-        for (key, listens, fills) in doors {
-            let Some(address) = listens else { continue };
+        for (key, address, fills) in cache.doors() {
             let option = format!("`cache[{number}].{key}` of cache {:?}", cache.name);
             let socket = match address.strip_prefix("unix:") {
                 Some(path) => {
@@ -423,18 +418,14 @@ mod tests {
     use super::*;
 
     fn config(door: &str, more: &str) -> Arc<Config> {
-        let text = format!(
-            r#"region = "us-east-1"
-            node = "relay-1"
-            kafka = {{ brokers = ["127.0.0.1:9"], {more} }}
-            tls = {{ certificate = "a.pem", private_key = "a.key", ca = "ca.pem" }}
+        let rest = format!(
+            r#"kafka = {{ brokers = ["127.0.0.1:9"], {more} }}
             cache = [
                 {{ name = "pages", topic = "p", servers = ["127.0.0.1:8"] }},
                 {{ name = "sessions", topic = "s", servers = ["127.0.0.1:9"], {door} }},
             ]"#
         );
-        let config = config::parse(&text, "/etc/evrepl.toml".as_ref(), std::iter::empty());
-        Arc::new(config.unwrap_or_else(|error| panic!("{error}")))
+        Arc::new(config::for_tests(&rest))
     }
 
     /// A folder of its own with certificates, gone with the test.

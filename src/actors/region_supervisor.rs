@@ -392,9 +392,6 @@ impl RegionSupervisor {
         if !overdue && !(flows && (sessions && clients + events == 0 || now >= deadline)) {
             return;
         }
-        if let Some(parts) = &self.door_parts {
-            parts.shared.announcer.end();
-        }
         if events > 0 {
             // Only they are: what a flow holds is in Kafka.
             tracing::error!(
@@ -442,6 +439,9 @@ impl RegionSupervisor {
     }
 
     fn stop(&self, code: i32) {
+        if let Some(parts) = &self.door_parts {
+            parts.shared.announcer.say_all_lost();
+        }
         self.exit.store(code, SeqCst);
         System::current().stop();
     }
@@ -544,9 +544,6 @@ impl Handler<Terminate> for RegionSupervisor {
                 lost,
                 "second signal, ending at once; the flows' events will be replayed, those of the front door are lost"
             );
-            if let Some(parts) = &self.door_parts {
-                parts.shared.announcer.end();
-            }
             self.stop(if left + lost > 0 { EXIT_WORK_LEFT } else { EXIT_DONE });
             return;
         }

@@ -282,18 +282,15 @@ mod tests {
     use super::*;
 
     fn config(more: &str) -> Config {
-        let text = format!(
-            r#"region = "us-east-1"
-            node = "relay-1"
-            kafka = {{ brokers = ["127.0.0.1:9092"] }}
-            tls = {{ certificate = "a.pem", private_key = "a.key", ca = "ca.pem" }}
+        let rest = format!(
+            r#"kafka = {{ brokers = ["127.0.0.1:9092"] }}
             cache = [
                 {{ name = "sessions", topic = "s", servers = ["127.0.0.1:11211", "127.0.0.1:11212"] }},
                 {{ name = "pages", topic = "p", servers = ["127.0.0.1:11213"] }},
             ]
             {more}"#
         );
-        crate::config::parse(&text, "/etc/evrepl.toml".as_ref(), std::iter::empty()).unwrap()
+        crate::config::for_tests(&rest)
     }
 
     fn bound(config: &Config) -> Vec<(&'static str, u64)> {

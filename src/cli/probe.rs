@@ -4,7 +4,6 @@
 mod sample;
 
 use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
@@ -313,16 +312,7 @@ enum Place {
 async fn place(listen: &str) -> Place {
     let (listen, address) = (listen.to_owned(), listen.to_owned());
     // Looking a name up blocks.
-    let bound = tokio::task::spawn_blocking(move || {
-        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for address in listen.to_socket_addrs()? {
-            match TcpListener::bind(address) {
-                Ok(_) => return Ok(()),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    });
+    let bound = tokio::task::spawn_blocking(move || listening::tcp(&listen).map(drop));
     match timeout(ASK, bound).await {
         Ok(Ok(Ok(()))) => Place::Free,
         Ok(Ok(Err(error))) if error.kind() == io::ErrorKind::AddrInUse => Place::Taken,
@@ -381,12 +371,11 @@ async fn who_runs(config: &Config) -> Result<Status, String> {
 /// Whether each front door can listen.
 async fn front_doors(config: &Config) -> Vec<Finding> {
     let doors = config.caches.iter().flat_map(|cache| {
-        let doors = [("listen", &cache.listen), ("listen_fills", &cache.listen_fills)];
-        doors
-            .into_iter()
-            .filter_map(move |(key, listen)| Some((cache, key, listen.as_deref()?)))
+        cache
+            .doors()
+            .map(move |(key, listen, _)| front_door(config, cache, key, listen))
     });
-    join_all(doors.map(|(cache, key, listen)| front_door(config, cache, key, listen))).await
+    join_all(doors).await
 }
 
 async fn front_door(config: &Config, cache: &Cache, key: &str, listen: &str) -> Finding {

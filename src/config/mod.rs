@@ -202,3 +202,15 @@ impl Config {
         self.caches.iter().find(|cache| cache.name == name)
     }
 }
+
+/// What tests of other modules run with: a node that has a name and certificates, and `rest`.
+///
+/// # Panics
+/// With every problem that it has.
+#[cfg(test)]
+pub(crate) fn for_tests(rest: &str) -> Config {
+    let tls = r#"certificate = "a.pem", private_key = "a.key", ca = "ca.pem""#;
+    let text = format!("region = \"us-east-1\"\nnode = \"relay-1\"\ntls = {{ {tls} }}\n{rest}");
+    let config = parse(&text, "/etc/evrepl.toml".as_ref(), std::iter::empty());
+    config.unwrap_or_else(|error| panic!("{error}"))
+}

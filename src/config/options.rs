@@ -146,12 +146,27 @@ section! {
 impl Config {
     /// Whether a cache has a front door.
     pub fn has_front_door(&self) -> bool {
-        let has = |cache: &Cache| cache.listen.is_some() || cache.listen_fills.is_some();
-        self.caches.iter().any(has)
+        self.caches.iter().any(Cache::has_front_door)
     }
 }
 
 impl Cache {
+    /// Where its front door listens: the option that says so, the address, and whether clients there only fill the cache.
+    pub fn doors(&self) -> impl Iterator<Item = (&'static str, &str, bool)> {
+        let doors = [
+            ("listen", &self.listen, false),
+            ("listen_fills", &self.listen_fills, true),
+        ];
+        doors
+            .into_iter()
+            .filter_map(|(option, address, fills)| Some((option, address.as_deref()?, fills)))
+    }
+
+    /// Whether it has a front door.
+    pub fn has_front_door(&self) -> bool {
+        self.doors().next().is_some()
+    }
+
     /// Whether this command only fills the cache, by [`Cache::fill_commands`].
     pub fn fills(&self, command: &str) -> bool {
         self.fill_commands.iter().any(|fills| fills == command)

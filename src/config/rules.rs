@@ -219,8 +219,7 @@ impl Rules<'_> {
                 self.refuse(&[path, &value], what);
             }
         }
-        let has_door = |(_, cache): &(usize, &Cache)| cache.listen.is_some() || cache.listen_fills.is_some();
-        let largest = caches.iter().enumerate().filter(has_door);
+        let largest = caches.iter().enumerate().filter(|(_, cache)| cache.has_front_door());
         if let Some((index, cache)) = largest.max_by_key(|(_, cache)| cache.max_value_bytes)
             && front_door.max_buffered_bytes < cache.max_value_bytes
         {
@@ -318,8 +317,7 @@ impl Rules<'_> {
         } = self.config;
         let mut listeners: Vec<(String, &str)> = Vec::new();
         for (index, cache) in caches.iter().enumerate() {
-            for (key, listen) in [("listen", &cache.listen), ("listen_fills", &cache.listen_fills)] {
-                let Some(listen) = listen.as_deref() else { continue };
+            for (key, listen, _) in cache.doors() {
                 let path = format!("cache[{index}].{key}");
                 if !names::is_local(listen) && cache.listen_tls == DoorTls::Off && !front_door.allow_plaintext {
                     let what = format!(
@@ -380,15 +378,13 @@ impl Rules<'_> {
     fn doors_are_there(&mut self, index: usize, cache: &Cache) {
         let at = |key: &str| format!("cache[{index}].{key}");
         let [listen, fills] = [at("listen"), at("listen_fills")];
-        let doors = [&cache.listen, &cache.listen_fills];
-        let mut doors = doors.into_iter().flatten().peekable();
         if cache.listen_tls != DoorTls::Off {
             let path = at("listen_tls");
-            let why = match doors.peek() {
-                None => "the cache has no front door; write where it listens (`listen`)",
-                Some(_) => "a unix socket never speaks TLS; write a host and a port to listen on",
+            let why = match cache.has_front_door() {
+                false => "the cache has no front door; write where it listens (`listen`)",
+                true => "a unix socket never speaks TLS; write a host and a port to listen on",
             };
-            if doors.all(|door| door.starts_with("unix:")) {
+            if cache.doors().all(|(_, door, _)| door.starts_with("unix:")) {
                 let what = format!(
                     "`{path}` is {:?}, but {why}, or leave it out",
                     cache.listen_tls.as_str()

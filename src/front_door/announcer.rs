@@ -277,12 +277,11 @@ impl Announcer {
         }
         let mut resend = self.resend.lock().unwrap_or_else(PoisonError::into_inner);
         let away = shared.away.load(SeqCst);
+        let back = !away && resend.away_since.take().is_some();
+        self.say_lost(&mut resend, now, back);
         if !away {
-            let back = resend.away_since.take().is_some();
             resend.probed = None;
-            self.say_lost(&mut resend, now, back);
         } else {
-            self.say_lost(&mut resend, now, false);
             let since = *resend.away_since.get_or_insert(now);
             let tried = resend.renewed.map_or(since, |renewed| renewed.max(since));
             if now - tried >= RENEW_AFTER {
@@ -321,8 +320,8 @@ impl Announcer {
         }
     }
 
-    /// The last ticks: whatever is lost has been said.
-    pub fn end(&self) {
+    /// Says how many events are lost, if not all were said: nobody will later.
+    pub fn say_all_lost(&self) {
         let mut resend = self.resend.lock().unwrap_or_else(PoisonError::into_inner);
         self.say_lost(&mut resend, Instant::now(), true);
     }

@@ -193,15 +193,12 @@ mod tests {
     use crate::kafka::IN_FLIGHT;
 
     fn config(more: &str) -> Config {
-        let text = format!(
-            r#"region = "us-east-1"
-            node = "relay-1"
-            tls = {{ certificate = "a.pem", private_key = "a.key", ca = "ca.pem" }}
-            cache = [{{ name = "sessions", topic = "s", servers = ["127.0.0.1:9"], listen = "127.0.0.1:8" }}]
+        let rest = format!(
+            r#"cache = [{{ name = "sessions", topic = "s", servers = ["127.0.0.1:9"], listen = "127.0.0.1:8" }}]
             peer = [{{ region = "eu-west-1", address = "127.0.0.1:7" }}]
             {more}"#
         );
-        crate::config::parse(&text, "/etc/evrepl.toml".as_ref(), std::iter::empty()).unwrap()
+        crate::config::for_tests(&rest)
     }
 
     fn refused(kafka: &str, more: &str) -> Vec<String> {

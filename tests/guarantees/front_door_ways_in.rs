@@ -96,6 +96,22 @@ fn tls_is_a_way_in_and_a_certificate_is_asked_for_where_that_is_wanted() {
     }
 }
 
+/// What a program says that is given a front door with TLS, `address`, and its `ca`.
+fn through_tls(program: &str) -> Value {
+    let spec = CacheSpec::new(SESSIONS).front_door().option("listen_tls", "\"server\"");
+    let region = RegionBuilder::new("us-east-1")
+        .kafka(&broker().client())
+        .cache(spec)
+        .start();
+    python(
+        program,
+        &json!({
+            "address": region.cache(SESSIONS).front_door(),
+            "ca": region.certs().path().join("ca.pem").display().to_string(),
+        }),
+    )
+}
+
 /// Gets large values through TLS with hardly any room to receive them; says how many bytes came, and how the connection ended.
 const TLS_LARGE: &str = r#"
 import json, socket, ssl, sys
@@ -128,18 +144,7 @@ json.dump([said.decode(), count, left.decode()], sys.stdout)
 #[test]
 fn the_end_of_an_answer_comes_through_tls_whatever_the_socket_takes() {
     let _gate = shared();
-    let spec = CacheSpec::new(SESSIONS).front_door().option("listen_tls", "\"server\"");
-    let region = RegionBuilder::new("us-east-1")
-        .kafka(&broker().client())
-        .cache(spec)
-        .start();
-    let said: Value = python(
-        TLS_LARGE,
-        &json!({
-            "address": region.cache(SESSIONS).front_door(),
-            "ca": region.certs().path().join("ca.pem").display().to_string(),
-        }),
-    );
+    let said = through_tls(TLS_LARGE);
     assert_eq!(said, json!(["STORED\r\n", 60 * (22 + 300_003 + 5), ""]));
 }
 
@@ -167,18 +172,7 @@ json.dump(told, sys.stdout)
 #[test]
 fn a_client_of_tls_that_has_said_its_last_gets_its_answers() {
     let _gate = shared();
-    let spec = CacheSpec::new(SESSIONS).front_door().option("listen_tls", "\"server\"");
-    let region = RegionBuilder::new("us-east-1")
-        .kafka(&broker().client())
-        .cache(spec)
-        .start();
-    let told: Value = python(
-        TLS_HALF_CLOSED,
-        &json!({
-            "address": region.cache(SESSIONS).front_door(),
-            "ca": region.certs().path().join("ca.pem").display().to_string(),
-        }),
-    );
+    let told = through_tls(TLS_HALF_CLOSED);
     assert_eq!(told, json!([true, true]));
 }
 

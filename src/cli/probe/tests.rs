@@ -37,15 +37,12 @@ impl Drop for Certificates {
 }
 
 fn config(more: &str) -> Config {
-    let text = format!(
-        r#"region = "us-east-1"
-        node = "relay-1"
-        kafka = {{ brokers = ["127.0.0.1:9"] }}
-        tls = {{ certificate = "a.pem", private_key = "a.key", ca = "ca.pem" }}
+    let rest = format!(
+        r#"kafka = {{ brokers = ["127.0.0.1:9"] }}
         cache = [{{ name = "sessions", topic = "s", servers = ["127.0.0.1:9"] }}]
         {more}"#
     );
-    crate::config::parse(&text, "/etc/evrepl.toml".as_ref(), std::iter::empty()).unwrap()
+    crate::config::for_tests(&rest)
 }
 
 fn peer(address: &str) -> Peer {
