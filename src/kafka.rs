@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows what a record means. Offsets are committed only when the caller says so.
 
+mod brokers;
 mod events;
 mod records;
 mod settings;
@@ -23,6 +24,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use tokio::time::Instant;
 
+use self::brokers::{FirstBrokers, commit_within};
 pub use self::events::{Delivery, EventProducer, EventSender, NotTaken};
 use self::records::RecordQueue;
 pub use self::records::{Batch, MAX_BATCH, Record, Scratch};
@@ -183,6 +185,7 @@ struct FlowContext {
     start_at: StartAt,
     /// Its topics are made a moment after the first start.
     retry: bool,
+    first_brokers: FirstBrokers,
     /// Where the records of all partitions come.
     records: OnceLock<Weak<RecordQueue>>,
     /// Another consumer has taken its place: whatever it still hears is nobody's business.
@@ -283,7 +286,7 @@ impl ConsumerContext for FlowContext {
             }
             _ => {
                 let commits = self.listener.revoking(&partitions);
-                if let Err(error) = self.commit(consumer, &commits) {
+                if let Err(error) = self.commit(consumer, &commits, ASK) {
                     // Whoever reads next consumes again: harmless, but worth knowing.
                     tracing::warn!(%error, "offsets of revoked partitions were not committed");
                 }
@@ -313,7 +316,11 @@ impl FlowContext {
         }
         let mut first = Vec::new();
         for (topic, mine) in topics {
-            let metadata = consumer.fetch_metadata(Some(&topic), ASK)?;
+            let ask = |limit| consumer.fetch_metadata(Some(&topic), limit);
+            let metadata = ask(ASK_SHORT).or_else(|_| {
+                self.first_brokers.remind(consumer.client().native_ptr());
+                ask(ASK - ASK_SHORT)
+            })?;
             let count = metadata.topics().first().map_or(0, |t| t.partitions().len() as i32);
             let mut all = TopicPartitionList::new();
             for partition in 0..count {
@@ -379,14 +386,29 @@ impl FlowContext {
                 list.set_partition_offset(&topic, partition, Offset::Offset(offset))?;
             }
         }
-        self.commit(consumer, &first)
+        self.commit(consumer, &first, ASK)
     }
 
-    fn commit(&self, consumer: &BaseConsumer<Self>, offsets: &[(TopicPartition, i64)]) -> KafkaResult<()> {
+    /// Commits and waits for the answer, up to `limit`.
+    fn commit(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        offsets: &[(TopicPartition, i64)],
+        limit: Duration,
+    ) -> KafkaResult<()> {
         if offsets.is_empty() {
             return Ok(());
         }
-        consumer.commit(&self.positions(offsets)?, CommitMode::Sync)
+        let (client, positions) = (consumer.client().native_ptr(), self.positions(offsets)?);
+        let asked = Instant::now();
+        match commit_within(client, &positions, limit.min(ASK_SHORT)) {
+            Err(RdKafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut)) if limit > ASK_SHORT => {
+                // Offsets may be committed twice.
+                self.first_brokers.remind(client);
+                commit_within(client, &positions, limit.saturating_sub(asked.elapsed()))
+            }
+            said => said,
+        }
     }
 
     /// Offsets as they are committed, with their metadata.
@@ -598,7 +620,6 @@ pub struct FlowConsumer {
     consumer: BaseConsumer<FlowContext>,
     group: String,
     topics: Vec<String>,
-    brokers: Vec<String>,
     /// How long a rebalance may take to come to rest: a member that has died in between is replaced.
     claim_within: Duration,
 }
@@ -623,6 +644,7 @@ impl FlowConsumer {
         let context = FlowContext {
             start_at: if retry { StartAt::Earliest } else { kafka.start_at },
             retry,
+            first_brokers: FirstBrokers::of(kafka),
             records: OnceLock::new(),
             abandoned: Default::default(),
             listener,
@@ -642,7 +664,6 @@ impl FlowConsumer {
             consumer,
             group: group.to_owned(),
             topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
-            brokers: kafka.brokers.clone(),
             claim_within: kafka.session_timeout + CLAIM_MARGIN,
         })
     }
@@ -726,18 +747,19 @@ impl FlowConsumer {
         unknown
     }
 
-    /// Whether this client hears from no broker within `limit`, although one of those to begin with accepts a connection. A
-    /// topic that is missing is no such case: that is what a broker says. Blocks.
+    /// Whether this client hears from no broker within `limit`, although one of those to begin with accepts a connection: it may
+    /// have forgotten them, and is reminded. A topic that is missing is no such case: that is what a broker says. Blocks.
     pub fn has_lost_brokers(&self, limit: Duration) -> bool {
-        use std::net::ToSocketAddrs;
         let topic = self.topics.first().map(String::as_str);
         if self.consumer.fetch_metadata(topic, limit).is_ok() {
             return false;
         }
-        let addresses = self.brokers.iter().filter_map(|broker| broker.to_socket_addrs().ok());
-        addresses
-            .flatten()
-            .any(|address| std::net::TcpStream::connect_timeout(&address, limit).is_ok())
+        let first_brokers = &self.consumer.context().first_brokers;
+        let lost = first_brokers.one_is_there(limit);
+        if lost {
+            first_brokers.remind(self.consumer.client().native_ptr());
+        }
+        lost
     }
 
     /// Lets go of a consumer that cannot even leave its group any more, without waiting for its end.
@@ -768,9 +790,12 @@ impl FlowConsumer {
         Ok(self.consumer.commit_consumer_state(CommitMode::Async)?)
     }
 
-    /// Writes watermarks to Kafka and waits for the answer.
-    pub fn commit_and_wait(&self, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
-        Ok(self.consumer.context().commit(&self.consumer, offsets)?)
+    /// Writes watermarks to Kafka and waits for the answer, up to `limit`.
+    ///
+    /// # Errors
+    /// [`KafkaError::Broker`] when Kafka refuses them, or has not answered in time: it may still have them then.
+    pub fn commit_and_wait(&self, offsets: &[(TopicPartition, i64)], limit: Duration) -> Result<(), KafkaError> {
+        Ok(self.consumer.context().commit(&self.consumer, offsets, limit)?)
     }
 
     /// Where the partition's log begins, and one above its last record, as its last fetch reported them.
@@ -855,6 +880,7 @@ impl ClientContext for ProducerContext {
 #[derive(Clone)]
 pub struct Producer {
     config: Arc<ClientConfig>,
+    first_brokers: Arc<FirstBrokers>,
     current: Arc<RwLock<CurrentProducer>>,
     /// The last record was not taken: whoever gets one through says so.
     failing: Arc<AtomicBool>,
@@ -892,6 +918,7 @@ impl Producer {
             failing_since: None,
         };
         Ok(Producer {
+            first_brokers: Arc::new(FirstBrokers::of(kafka)),
             config: Arc::new(config),
             current: Arc::new(RwLock::new(current)),
             failing: Arc::default(),
@@ -913,6 +940,7 @@ impl Producer {
             current.failing_since = None;
             return;
         }
+        self.first_brokers.remind(current.producer.client().native_ptr());
         let since = *current.failing_since.get_or_insert_with(Instant::now);
         if since.elapsed() < PRODUCER_FAILS || current.made.elapsed() < PRODUCER_FAILS {
             return;
@@ -1111,6 +1139,7 @@ pub type TopicCounts = BTreeMap<String, Option<i32>>;
 /// Topics, seen from outside any flow. Every call blocks its thread.
 pub struct Topics {
     admin: AdminClient<DefaultClientContext>,
+    first_brokers: FirstBrokers,
 }
 
 impl Topics {
@@ -1124,6 +1153,7 @@ impl Topics {
         config.set("allow.auto.create.topics", "false");
         Ok(Topics {
             admin: config.create()?,
+            first_brokers: FirstBrokers::of(kafka),
         })
     }
 
@@ -1134,7 +1164,10 @@ impl Topics {
     pub fn partitions(&self, topics: &[String], timeout: Duration) -> Result<TopicCounts, KafkaError> {
         let mut counts = TopicCounts::new();
         for topic in topics {
-            let metadata = self.admin.inner().fetch_metadata(Some(topic), timeout)?;
+            let client = self.admin.inner();
+            let metadata = client
+                .fetch_metadata(Some(topic), timeout)
+                .inspect_err(|_| self.first_brokers.remind(client.native_ptr()))?;
             let found = metadata.topics().iter().find(|t| t.name() == topic);
             let count = found
                 .filter(|t| t.error().is_none())
@@ -1203,6 +1236,46 @@ impl Topics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Nobody;
+
+    impl RebalanceListener for Nobody {
+        fn assigned(&self, _: &[TopicPartition]) {}
+        fn revoking(&self, _: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
+            Vec::new()
+        }
+        fn times(&self) -> Vec<(TopicPartition, i64)> {
+            Vec::new()
+        }
+    }
+
+    /// librdkafka's own would never come back.
+    #[test]
+    fn a_commit_without_a_coordinator_is_given_up() {
+        let config = crate::config::for_tests(
+            "cache = [{ name = \"c\", topic = \"t\", servers = [\"127.0.0.1:2\"] }]\n[kafka]\nbrokers = [\"127.0.0.1:1\"]",
+        );
+        let prefetch = Prefetch::of(&config.kafka, 1 << 20, false);
+        let consumer = FlowConsumer::new(
+            &config.kafka,
+            "group",
+            "node",
+            &["topic"],
+            false,
+            prefetch,
+            Box::new(Nobody),
+        );
+        let at = TopicPartition {
+            topic: "topic".to_owned(),
+            partition: 0,
+        };
+        let limit = ASK_SHORT + Duration::from_millis(100);
+        let consumer = consumer.unwrap();
+        let said = consumer.commit_and_wait(&[(at, 7)], limit);
+        // Nor is its end to be waited for.
+        consumer.abandon();
+        assert!(matches!(said, Err(KafkaError::Broker(_))), "{said:?}");
+    }
 
     #[test]
     fn a_members_assignment_is_read_and_what_is_cut_off_is_left_out() {

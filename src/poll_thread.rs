@@ -76,6 +76,8 @@ const REJOIN_MAX: Duration = Duration::from_secs(10);
 const ASK_WITHIN: Duration = Duration::from_millis(200);
 /// How long Kafka may take to acknowledge what a revoked partition parks: the whole group waits for it.
 const PARK_WITHIN: Duration = Duration::from_secs(2);
+/// How long the last commit of a drain may take that has used up its time.
+const COMMIT_AT_LEAST: Duration = Duration::from_millis(500);
 /// Ends of chunks that a partition remembers until they are committed: more while a watermark is held.
 const MAX_ENDS: usize = 256;
 /// A consumer that has heard nothing for so long asks whether Kafka is there.
@@ -1223,8 +1225,10 @@ impl<'a> PollLoop<'a> {
         }
         self.heard = Instant::now();
         if !self.consumer.answers(ASK_WITHIN) {
-            if self.trouble.is_none() {
-                self.say_trouble("no answer to a question for the topics".to_owned());
+            match self.trouble {
+                None => self.say_trouble("no answer to a question for the topics".to_owned()),
+                // Whatever it says, it has been reminded.
+                Some(_) => _ = self.consumer.has_lost_brokers(ASK_WITHIN),
             }
         } else if Self::trouble_over(&mut self.trouble, &self.rebalances.settings) {
             tracing::info!("kafka answers again");
@@ -1330,7 +1334,8 @@ impl<'a> PollLoop<'a> {
                     let (last, unfinished) = self.rebalances.revoke(&all);
                     commits.extend(last);
                     let all: Vec<_> = commits.drain().collect();
-                    if let Err(error) = self.consumer.commit_and_wait(&all) {
+                    let left = deadline.saturating_duration_since(Instant::now()).max(COMMIT_AT_LEAST);
+                    if let Err(error) = self.consumer.commit_and_wait(&all, left) {
                         tracing::warn!(%error, "last offsets were not committed, they will be replayed");
                     }
                     let _ = reply.send(unfinished);

@@ -283,6 +283,7 @@ impl Announcer {
             resend.probed = None;
         } else {
             let since = *resend.away_since.get_or_insert(now);
+            self.producer.remind();
             let tried = resend.renewed.map_or(since, |renewed| renewed.max(since));
             if now - tried >= RENEW_AFTER {
                 resend.renewed = Some(now);

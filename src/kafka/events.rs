@@ -8,11 +8,11 @@ use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError as RdKafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 
 use crate::config::Kafka;
 
-use super::{IN_FLIGHT, KafkaError, SetIfAbsent, client_config, end_elsewhere, log_librdkafka};
+use super::{FirstBrokers, IN_FLIGHT, KafkaError, SetIfAbsent, client_config, end_elsewhere, log_librdkafka};
 
 /// Hears what became of each record. Called on librdkafka's thread: it must not wait.
 pub trait Delivery: Send + Sync + 'static {
@@ -88,6 +88,7 @@ pub(super) fn events_config(
 /// See the module. Made once; each thread that produces has an [`EventSender`] of its own.
 pub struct EventProducer {
     config: ClientConfig,
+    first_brokers: FirstBrokers,
     delivery: Arc<dyn Delivery>,
     current: RwLock<Arc<Inner>>,
     /// Which of them it is.
@@ -114,6 +115,7 @@ impl EventProducer {
         })?;
         Ok(Arc::new(EventProducer {
             config,
+            first_brokers: FirstBrokers::of(kafka),
             delivery,
             current: RwLock::new(Arc::new(producer)),
             generation: AtomicU64::new(0),
@@ -131,6 +133,11 @@ impl EventProducer {
 
     fn current(&self) -> Arc<Inner> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Nothing is heard of Kafka: the producer may have forgotten its brokers, and is reminded, however often this is called.
+    pub fn remind(&self) {
+        self.first_brokers.remind(self.current().client().native_ptr());
     }
 
     /// Puts a new one in its place: librdkafka may have lost its brokers for good (see [`KafkaError::Lost`]), and when it has

@@ -9,6 +9,7 @@
     reason = "drives processes from plain threads: wall time and pacing on purpose"
 )]
 
+mod a_fenced_broker;
 mod a_frozen_memcached;
 mod accounts_balance;
 mod arrives_as_it_left;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::place::{Dir, free_port, target};
 use crate::process::{Process, Signal};
+use crate::proxy::FaultProxy;
 
 /// A JVM that starts while two cores compile or test takes far longer than its usual three seconds.
 const READY_WITHIN: Duration = Duration::from_secs(90);
@@ -65,12 +66,29 @@ impl Broker {
     /// # Panics
     /// As [`broker`].
     pub fn start_with(properties: &[(&str, &str)], jvm: &[&str]) -> Broker {
+        Broker::start_at(free_port(), properties, jvm)
+    }
+
+    /// A broker whose heartbeats come through a proxy. Without them it is fenced after five seconds: it answers clients, and names
+    /// them no brokers.
+    ///
+    /// # Panics
+    /// As [`broker`].
+    pub fn start_with_heartbeats() -> (Broker, FaultProxy) {
+        let controller = free_port();
+        let heartbeats = FaultProxy::start(&format!("127.0.0.1:{controller}"));
+        let voters = format!("1@{}", heartbeats.address());
+        let broker = Broker::start_at(controller, &[("controller.quorum.voters", &voters)], &JVM);
+        (broker, heartbeats)
+    }
+
+    fn start_at(controller: u16, properties: &[(&str, &str)], jvm: &[&str]) -> Broker {
         let dir = Dir::new("kafka");
         let port = free_port();
         let file = dir.path().join("server.properties");
         fs::write(
             &file,
-            server_properties(port, free_port(), &dir.path().join("data"), properties),
+            server_properties(port, controller, &dir.path().join("data"), properties),
         )
         .unwrap_or_else(|error| panic!("cannot write {}: {error}", file.display()));
         let broker = Broker {

@@ -1,0 +1,94 @@
+//! Brokers that a client has forgotten, and a commit that does not wait for them for ever.
+//!
+//! Kafka's answer to a question for topics names the brokers that are there: none, when it comes from the only one and that was
+//! fenced for a moment (a pause of some seconds is enough). librdkafka 2.12 then forgets every broker it knows and never asks
+//! again (its issue 5301). Reminded of its first brokers, it goes on where it was.
+
+use std::ffi::CString;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::bindings as ffi;
+use rdkafka::error::{KafkaError as RdKafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::types::{RDKafka, RDKafkaRespErr};
+use tokio::time::Instant;
+
+use crate::config::Kafka;
+
+/// Between two reminders of a client. Each stays in it, some tens of bytes, and costs it a connection until a broker answers.
+const REMIND_EVERY: Duration = Duration::from_secs(2);
+
+/// The brokers of the configuration, for a client that may have forgotten them.
+pub(super) struct FirstBrokers {
+    addresses: Vec<String>,
+    list: Option<CString>,
+    reminded: Mutex<Option<Instant>>,
+}
+
+#[allow(unsafe_code, reason = "rust-rdkafka has no binding for rd_kafka_brokers_add")]
+impl FirstBrokers {
+    pub fn of(kafka: &Kafka) -> FirstBrokers {
+        FirstBrokers {
+            addresses: kafka.brokers.clone(),
+            list: CString::new(kafka.brokers.join(",")).ok(),
+            reminded: Mutex::default(),
+        }
+    }
+
+    /// Names them to a client that hears of no broker, which must be alive; not more often than is good for it.
+    pub fn remind(&self, client: *mut RDKafka) {
+        let mut reminded = self.reminded.lock().unwrap_or_else(PoisonError::into_inner);
+        if reminded.is_some_and(|at| at.elapsed() < REMIND_EVERY) {
+            return;
+        }
+        *reminded = Some(Instant::now());
+        drop(reminded);
+        if let Some(list) = &self.list {
+            // SAFETY: the client is alive, and it copies the list.
+            unsafe { ffi::rd_kafka_brokers_add(client, list.as_ptr()) };
+        }
+    }
+
+    /// Whether one of them accepts a connection, each within `limit`. Blocks.
+    pub fn one_is_there(&self, limit: Duration) -> bool {
+        let addresses = self.addresses.iter().filter_map(|broker| broker.to_socket_addrs().ok());
+        addresses
+            .flatten()
+            .any(|address| TcpStream::connect_timeout(&address, limit).is_ok())
+    }
+}
+
+/// Commits offsets and waits for the answer, up to `limit`: librdkafka's own waits as long as there is no coordinator. A
+/// commit that was given up may still arrive.
+///
+/// # Errors
+/// What the broker has said, or that it has said nothing.
+#[allow(unsafe_code, reason = "rust-rdkafka has no binding for rd_kafka_commit_queue")]
+pub(super) fn commit_within(client: *mut RDKafka, offsets: &TopicPartitionList, limit: Duration) -> KafkaResult<()> {
+    let nothing_said = || RdKafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut);
+    // SAFETY: the client is alive, the offsets outlive the call, which copies them. Queue and event are each let go of once;
+    // an answer that comes after the queue's end is let go of by librdkafka.
+    unsafe {
+        let Some(queue) = NonNull::new(ffi::rd_kafka_queue_new(client)) else {
+            return Err(nothing_said());
+        };
+        let asked = ffi::rd_kafka_commit_queue(client, offsets.ptr(), queue.as_ptr(), None, std::ptr::null_mut());
+        let mut said = asked;
+        if asked == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            let answer = ffi::rd_kafka_queue_poll(queue.as_ptr(), limit.as_millis().clamp(1, 1 << 30) as i32);
+            said = match answer.is_null() {
+                true => RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT,
+                false => ffi::rd_kafka_event_error(answer),
+            };
+            ffi::rd_kafka_event_destroy(answer);
+        }
+        ffi::rd_kafka_queue_destroy(queue.as_ptr());
+        match said {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            code => Err(RdKafkaError::ConsumerCommit(code.into())),
+        }
+    }
+}
