@@ -51,6 +51,8 @@ const SECOND_LOOK_UNTIL_MS: i64 = 1_000;
 const READ_PART: usize = 8;
 /// Room for so many events is made before they are counted.
 const READ_AHEAD: usize = 1024;
+/// In a cache that invalidates: no touch is looked at for so long after a look that failed.
+const NO_LOOK_FOR: Duration = Duration::from_secs(1);
 /// How often what keys wait for is published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(250);
 /// Events of one reader that are being parked; more wait as dirty keys, and in Kafka.
@@ -122,6 +124,10 @@ struct Inbound {
 /// See the module.
 pub struct CacheReader {
     parts: CacheReaderParts,
+    /// Its cache is one with `on_set = "invalidate"`.
+    invalidates: bool,
+    /// When a look failed there.
+    look_failed_at: Option<Instant>,
     inbox: VecDeque<Inbound>,
     /// Messages whose events are dirty keys beyond `flow.max_dirty_keys`: they keep their slots.
     overflow: Vec<Inbound>,
@@ -174,8 +180,11 @@ impl CacheReader {
     pub fn new(parts: CacheReaderParts) -> Self {
         let config = &parts.shared.config;
         let backoff = Backoff::clamped(config.memcached.backoff_initial, config.memcached.backoff_max);
-        let max_value = config.caches[parts.cache].max_value_bytes;
+        let cache = &config.caches[parts.cache];
+        let invalidates = cache.on_set == OnSet::Invalidate;
         CacheReader {
+            invalidates,
+            look_failed_at: None,
             inbox: VecDeque::new(),
             overflow: Vec::new(),
             dirty: DirtySet::new(rand::random()),
@@ -201,7 +210,8 @@ impl CacheReader {
             breaker: Breaker::new(config.memcached.breaker_failures, backoff),
             source_away_since: None,
             last_error: None,
-            mean: MeanSize::new(max_value),
+            // No value is read to invalidate a copy.
+            mean: MeanSize::new(if invalidates { 0 } else { cache.max_value_bytes }),
             timer: None,
             published: 0,
             calls: {
@@ -483,7 +493,7 @@ impl CacheReader {
 
     /// A read that takes long keeps nothing waiting behind it: what else there is waits as dirty, without permits or slots.
     fn check_look(&mut self, ctx: &mut Context<Self>) {
-        if !self.reading || self.stuck {
+        if !self.reading || self.stuck || self.invalidates {
             return;
         }
         if self.look_began.elapsed() >= self.parts.shared.config.memcached.stuck_limit() {
@@ -675,11 +685,21 @@ impl CacheReader {
             self.wait_for_cache(events, now);
             return true;
         }
-        if self.parts.shared.config.caches[self.parts.cache].on_set == OnSet::Invalidate {
-            self.invalidate(events, session, tick, now, ctx);
-            return false;
+        if self.invalidates {
+            // What an event says of its key's time is believed. One that says nothing, such as the front door's that comes late
+            // and may have been overtaken by another touch, asks for what it is now.
+            let looks = self.look_failed_at.is_none_or(|at| now - at >= NO_LOOK_FOR);
+            let unknown = |event: &HeldEvent| event.op == Op::Touch && !event.full && event.ttl.is_none();
+            let (touches, rest) = match looks && events.iter().any(unknown) {
+                true => events.into_iter().partition(unknown),
+                false => (Vec::new(), events),
+            };
+            self.invalidate(rest, session, tick, now, ctx);
+            events = touches;
         }
-        self.look(events, session, tick, now, ctx);
+        if !events.is_empty() {
+            self.look(events, session, tick, now, ctx);
+        }
         false
     }
 
@@ -732,9 +752,13 @@ impl CacheReader {
             match result {
                 Ok(connection) => {
                     act.connection = Some(connection);
-                    act.server_answered();
+                    match act.invalidates {
+                        true => act.calls.call_answered(act.look_began.elapsed()),
+                        false => act.server_answered(),
+                    }
                     act.looked(events, out, session, tick, now);
                 }
+                Err(error) if act.invalidates => act.touches_in_vain(events, &error),
                 Err(error) => act.look_failed(events, error),
             }
             act.advance(ctx);
@@ -778,6 +802,15 @@ impl CacheReader {
         if !matches!(self.breaker.state(now), BreakerState::Closed) {
             self.source_away_since.get_or_insert(now);
         }
+    }
+
+    /// Copies whose touches cannot be looked at go: nothing waits for a memcached of a cache that invalidates.
+    fn touches_in_vain(&mut self, mut events: Vec<HeldEvent>, error: &str) {
+        self.calls.call_failed();
+        tracing::debug!(server = self.parts.address, error, "touches could not be looked at");
+        self.look_failed_at = Some(Instant::now());
+        events.iter_mut().for_each(|event| event.full = true);
+        self.ready.extend(events);
     }
 
     fn look_failed(&mut self, events: Vec<HeldEvent>, error: String) {
@@ -828,6 +861,7 @@ impl CacheReader {
                         expiry: expiry(ttl),
                     }
                 }
+                Looked::Miss | Looked::Stale { .. } if self.invalidates => Seen::Nothing(Outcome::Deleted),
                 Looked::Miss if event.op == Op::Delete => Seen::Nothing(Outcome::Deleted),
                 // The event may be ahead of the write: once more in a moment, while others pass.
                 Looked::Miss if !event.missed && wall - event.produced_at_ms <= SECOND_LOOK_UNTIL_MS => {
@@ -871,8 +905,12 @@ impl CacheReader {
         self.parts.shared.report(&mut reports);
     }
 
-    /// With `on_set = "invalidate"` nothing is looked at: a set or a delete removes the peer's copy, a touch touches it.
+    /// With `on_set = "invalidate"` nothing is looked at, touches apart that do not say how long: a set or a delete removes the
+    /// peer's copy, a touch touches it.
     fn invalidate(&mut self, events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
+        if events.is_empty() {
+            return;
+        }
         let mut bytes = 0;
         for mut event in events {
             event.enter(PathStage::Coalesce, now);

@@ -560,6 +560,8 @@ impl FrontDoorUpstream {
 
     fn announce_doubtful(&mut self, keys: Vec<Doubtful>) {
         let now_ms = wall_ms().max(0) as u64;
+        let counts = &self.parts.shared.counts[self.parts.cache];
+        counts.events.fetch_add(keys.len() as u64, Relaxed);
         for (key, said) in &keys {
             self.announcer
                 .announce(self.parts.cache, key, *said, None, None, now_ms);

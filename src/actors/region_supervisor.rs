@@ -15,7 +15,7 @@ use actix_rt::{Arbiter, ArbiterHandle};
 use tokio::time::Instant;
 
 use crate::agent::{AgentShared, Fence};
-use crate::front_door::{DoorShared, UpstreamView};
+use crate::front_door::{DoorShared, UpstreamView, announcer};
 use crate::handoff::Handoff;
 use crate::intensity::Intensity;
 use crate::pulse::Stall;
@@ -84,6 +84,8 @@ pub struct RegionSupervisor {
     agent: Option<Agent>,
     door_parts: Option<DoorParts>,
     door: Option<FrontDoor>,
+    /// Remembered events are about to be produced, out of turn.
+    resends_soon: bool,
     intensity: Intensity,
     /// Panics while suspects were on trial.
     trials: u32,
@@ -113,6 +115,7 @@ impl RegionSupervisor {
             agent: None,
             door_parts: door,
             door: None,
+            resends_soon: false,
             exit,
             deadline: None,
             vitals,
@@ -219,8 +222,8 @@ impl RegionSupervisor {
     fn watch(&mut self, ctx: &mut Context<Self>) {
         fail::fail_point!("region_supervisor_watch");
         if let Some(parts) = &self.door_parts {
-            parts.shared.announcer.tick(Instant::now());
             parts.shared.make_room();
+            self.resend(ctx);
         }
         if let Some(deadline) = self.deadline {
             self.finish_drain(deadline, ctx);
@@ -380,6 +383,18 @@ impl RegionSupervisor {
                 Some(_) => flow.drained = Some(left),
             }
         }));
+    }
+
+    /// Produces events of the front door that Kafka has not taken before.
+    fn resend(&mut self, ctx: &mut Context<Self>) {
+        let Some(parts) = &self.door_parts else { return };
+        if parts.shared.announcer.tick(Instant::now()) && !self.resends_soon {
+            self.resends_soon = true;
+            ctx.run_later(announcer::SOON, |act, ctx| {
+                act.resends_soon = false;
+                act.resend(ctx);
+            });
+        }
     }
 
     fn finish_drain(&mut self, deadline: Instant, _: &mut Context<Self>) {

@@ -68,7 +68,7 @@ pub struct FrontDoorStatus {
     pub accepted: u64,
     /// Commands by name, since the process began: `commands["set"]`.
     pub commands: BTreeMap<String, u64>,
-    /// Events of writes that memcached said have happened.
+    /// Events of writes that memcached said have happened, or did not answer.
     pub events: u64,
     /// Of these and of those produced again, those that Kafka has.
     pub acknowledged: u64,

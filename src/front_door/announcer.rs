@@ -32,6 +32,8 @@ const AWAY_AFTER: Duration = Duration::from_secs(1);
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// Remembered keys that are produced in one tick, when it is, at most; there are ten ticks a second, on the root's thread.
 const RESEND: usize = 5000;
+/// When it is tried again whether there is room for more of them: as long as one waits for others at least.
+pub const SOON: Duration = Duration::from_millis(5);
 /// After so long a new client is made.
 const RENEW_AFTER: Duration = Duration::from_secs(20);
 
@@ -268,8 +270,9 @@ impl Announcer {
         &self.shared.counts[cache]
     }
 
-    /// Looks whether Kafka is away, or back, and produces what was remembered: called some times a second.
-    pub fn tick(&self, now: Instant) {
+    /// Looks whether Kafka is away, or back, and produces what was remembered: called some times a second, and again in
+    /// [`SOON`] when that is true: there would have been more to produce, had there been room.
+    pub fn tick(&self, now: Instant) -> bool {
         let shared = &self.shared;
         let overdue = wall_ms() - shared.moved_ms.load(Relaxed) > AWAY_AFTER.as_millis() as i64;
         if overdue && shared.queued.load(SeqCst) > 0 && !shared.away.swap(true, SeqCst) {
@@ -294,11 +297,11 @@ impl Announcer {
             }
         }
         if shared.unsent_count.load(SeqCst) == 0 {
-            return;
+            return false;
         }
         // One at a time, until one has arrived.
         let most = match (away, resend.probed) {
-            (true, Some(probed)) if now - probed < PROBE_EVERY => return,
+            (true, Some(probed)) if now - probed < PROBE_EVERY => return false,
             (true, _) => 1,
             // Half of the room is left to what clients write now.
             (false, _) => {
@@ -307,18 +310,20 @@ impl Announcer {
             }
         };
         resend.probed = Some(now);
-        let taken = {
-            let mut unsent = shared.unsent();
-            let taken = unsent.take(most);
-            shared.unsent_count.store(unsent.count() as u64, SeqCst);
-            taken
-        };
+        let taken = shared.unsent().take(most);
         for (cache, key, said) in taken {
             // What is not taken is remembered again by itself.
             resend
                 .sender
                 .produce(cache, &key, said, None, AGAIN, wall_ms().max(0) as u64);
         }
+        // Now that they are queued: whoever looks sees them here or there.
+        let left = {
+            let unsent = shared.unsent();
+            shared.unsent_count.store(unsent.count() as u64, SeqCst);
+            unsent.count()
+        };
+        left > 0 && !away && most < RESEND
     }
 
     /// Says how many events are lost, if not all were said: nobody will later.
@@ -340,8 +345,8 @@ impl Announcer {
                 topic = self.shared.topics[cache],
                 lost,
                 more = lost - *said,
-                "events are lost: kafka takes none, and front_door.max_unsent_keys are remembered; write these keys again when it is \
-                 back, or let them expire"
+                "events are lost: kafka has not taken them, and front_door.max_unsent_keys are remembered; write these keys again when \
+                 it takes events, or let them expire"
             );
             (*said, *at) = (lost, Some(now));
         }

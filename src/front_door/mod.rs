@@ -41,7 +41,7 @@ use text::Verb;
 pub struct DoorCounts {
     /// Commands that clients sent, by [`Verb`]; binary ones count as what they are in text.
     pub commands: [AtomicU64; Verb::COUNT],
-    /// Events that were made of them.
+    /// Events that were made of them, or of writes that may have happened.
     pub events: AtomicU64,
     /// `flush_all`, which no peer hears of.
     pub flushes: AtomicU64,

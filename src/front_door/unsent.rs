@@ -93,16 +93,20 @@ impl Unsent {
     }
 
     /// Takes so many out, of whichever cache has some; each has to come to [`Unsent::arrived`] or [`Unsent::came_back`].
+    ///
+    /// A touch may have been overtaken meanwhile, by one that waited in librdkafka's queue. Where nobody looks at the key, it does
+    /// not say how long, for then somebody does.
     pub fn take(&mut self, most: usize) -> Vec<Taken> {
         let mut taken = Vec::new();
         for (cache, keys) in self.caches.iter_mut().enumerate() {
             let room = most - taken.len();
             let some: Vec<Box<[u8]>> = keys.said.keys().take(room).cloned().collect();
-            taken.extend(
-                some.into_iter()
-                    .filter_map(|key| keys.said.remove_entry(&key))
-                    .map(|(key, said)| (cache, key, said)),
-            );
+            taken.extend(some.into_iter().filter_map(|key| keys.said.remove_entry(&key)).map(
+                |(key, said)| match said.op == Op::Touch && keys.ignores_fills {
+                    true => (cache, key, Said { ttl: None, ..said }),
+                    false => (cache, key, said),
+                },
+            ));
         }
         self.count -= taken.len();
         self.taken += taken.len();
@@ -184,6 +188,20 @@ mod tests {
                 let (_, _, taken) = unsent.take(1).remove(0);
                 assert_eq!((taken.op, taken.fill), (said, false), "{first:?}, {then:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_touch_that_comes_late_says_how_long_only_where_its_key_is_looked_at_anyway() {
+        let touch = Said {
+            ttl: Some(60),
+            ..of(Op::Touch)
+        };
+        for (ignores_fills, ttl) in [(false, Some(60)), (true, None)] {
+            let mut unsent = Unsent::new([ignores_fills].into_iter(), 3);
+            assert!(unsent.add(0, b"a", touch));
+            let (_, _, taken) = unsent.take(1).remove(0);
+            assert_eq!((taken.op, taken.ttl), (Op::Touch, ttl));
         }
     }
 

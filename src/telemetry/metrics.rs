@@ -525,7 +525,7 @@ pub static METRICS: &[&Metric] = &[
     ),
     &counter(
         "evrepl_front_door_events_total", "{event}", &["cache"],
-        "Events of writes that memcached said have happened",
+        "Events of writes that memcached said have happened, or did not answer",
         |seen, say| {
             for door in &seen.status.front_doors {
                 say(door.events, &[text("cache", &door.cache)]);

@@ -476,3 +476,35 @@ fn a_cache_that_invalidates_removes_copies_and_never_brings_one() {
     accounted(&pair.both());
     sampler.finish();
 }
+
+#[test]
+fn a_touch_that_does_not_say_how_long_is_looked_at_where_sets_invalidate() {
+    let _gate = shared();
+    let invalidating = CacheSpec::new("sessions").option("on_set", "\"invalidate\"");
+    let pair = TwoRegionsSpec::new().one_way().cache(invalidating).start();
+    let mut writer = pair.us.writer("sessions");
+    let mut there = pair.eu.cache("sessions").client();
+    for key in [&b"touched"[..], b"gone here", b"too late"] {
+        there.set(key, b"of eu", 1, 60).unwrap();
+    }
+    writer.client().set(b"touched", b"of us", 0, 900).unwrap();
+    let touch = br#"{"v":1,"op":"touch"}"#;
+    writer.produce(b"touched", touch, &[]);
+    writer.produce(b"gone here", touch, &[]);
+    writer.flush();
+    settle(&pair.both());
+    assert_eq!(there.get(b"touched").unwrap(), Some((b"of eu".to_vec(), 1)));
+    let ttl = there.ttl(b"touched").unwrap().unwrap();
+    assert!((900 - TTL_SLACK..=900).contains(&ttl), "{ttl} s");
+    assert_eq!(there.get(b"gone here").unwrap(), None);
+    // Nobody can be asked: the copy goes, and nothing waits.
+    pair.us.cache("sessions").memcached(0).kill();
+    writer.produce(b"touched", touch, &[]);
+    writer.produce(b"too late", br#"{"v":1,"op":"set"}"#, &[]);
+    writer.flush();
+    settle(&pair.both());
+    assert_eq!(there.get_many(&[&b"touched"[..], b"too late"]).unwrap(), [None, None]);
+    let flow = pair.us.flow(EU);
+    assert_eq!((flow.outcome(Outcome::Deleted), flow.outcome(Outcome::Applied)), (3, 1));
+    accounted(&pair.both());
+}

@@ -412,6 +412,69 @@ fn writes_go_on_without_kafka_and_their_keys_are_produced_when_it_is_back() {
 }
 
 #[test]
+fn of_two_touches_the_peer_has_the_later_one_whichever_kafka_took_first() {
+    let _gate = shared();
+    let broker = Broker::start();
+    let kafka = broker.client();
+    let spec = || CacheSpec::new(SESSIONS).front_door().option("on_set", "\"invalidate\"");
+    let pair = TwoRegionsSpec::new()
+        .one_way()
+        .us(move |us| us.kafka(&kafka).cache(spec()).set("front_door.event_timeout", "\"2s\""))
+        .eu(move |eu| eu.cache(spec()))
+        .start();
+    let (mut us, mut there) = (Client::at(&pair.us), pair.eu.cache(SESSIONS).client());
+    let keys = evrepl_lab::numbered("key", 20);
+    for key in &keys {
+        assert_eq!(us.set(key, "of us"), "STORED");
+    }
+    arrived(&pair);
+    for key in &keys {
+        there.set(key.as_bytes(), b"of eu", 0, 300).unwrap();
+    }
+    let mut touch = |seconds: u32| {
+        for key in &keys {
+            assert_eq!(us.ask(&format!("touch {key} {seconds}")), "TOUCHED");
+        }
+    };
+
+    broker.freeze();
+    touch(5000);
+    pair.us.wait_until("they are remembered", LIMIT, |status| {
+        let door = &status["front_doors"][0];
+        // Some are tried again.
+        door["remembered"] == 20 && door["unsent_keys"].as_u64() >= Some(10)
+    });
+    // These wait to be sent, and those for Kafka to be back.
+    touch(60);
+    broker.thaw();
+    arrived(&pair);
+    for key in &keys {
+        let ttl = there.ttl(key.as_bytes()).unwrap().unwrap();
+        assert!((1..=60).contains(&ttl), "{key}: {ttl} s");
+    }
+}
+
+#[test]
+fn what_a_full_queue_had_no_room_for_comes_as_fast_as_kafka_takes_it() {
+    const KEYS: usize = 1000;
+    let _gate = shared();
+    let region = alone(
+        &evrepl_lab::broker().client(),
+        CacheSpec::new(SESSIONS).front_door(),
+        &[("front_door.max_queued_events", "1")],
+    );
+    let mut client = Client::at(&region);
+    let sets = (0..KEYS).map(|n| format!("set key:{n} 0 0 1\r\nx\r\n"));
+    client.send(sets.collect::<String>());
+    (0..KEYS).for_each(|_| assert_eq!(client.line(), "STORED"));
+    // One in each look, ten times a second, would take longer than that.
+    region.wait_until("all are produced", LIMIT, |status| {
+        status["front_doors"][0]["acknowledged"] == KEYS && status["front_doors"][0]["unsent_keys"] == 0
+    });
+    assert!(count(&region, "remembered") > KEYS as u64 / 2);
+}
+
+#[test]
 fn events_that_are_lost_are_counted_once_and_said_to_the_last_one() {
     let _gate = shared();
     let broker = Broker::start();

@@ -147,6 +147,8 @@ fn a_memcached_that_stands_still_is_an_error_and_what_it_does_when_it_wakes_up_i
         there[0].as_ref().is_some_and(|(value, _)| value == b"new") && there[1].is_none()
     });
     arrived(&pair);
+    let door = &pair.us.status()["front_doors"][0];
+    assert_eq!(door["events"], door["acknowledged"], "{door}");
     assert_same(&pair.both(), SESSIONS, &["set", "gat", "delete", "other"]);
 }
 
