@@ -261,10 +261,12 @@ impl ConsumerContext for FlowContext {
                 let mut gone = lock(&self.placed);
                 gone.retain(|at, _| !partitions.contains(at));
                 drop(gone);
-                if let Err(error) = self.place(consumer, list) {
+                let first = self.place(consumer, list).unwrap_or_else(|error| {
                     // librdkafka then starts at the committed offsets, or at the earliest: nothing is lost by it.
                     tracing::warn!(%error, "start positions could not be read, using what is committed");
-                }
+                    Vec::new()
+                });
+                let committed = self.commit(consumer, &first, ASK);
                 self.listener.assigned(&partitions);
                 if let Some(records) = self.records.get().and_then(Weak::upgrade) {
                     let client = consumer.client().native_ptr();
@@ -277,6 +279,14 @@ impl ConsumerContext for FlowContext {
                 };
                 if let Err(error) = done {
                     tracing::error!(%error, "partitions could not be taken");
+                }
+                if let Err(error) = committed {
+                    // With the next commit: they must not be decided anew.
+                    tracing::warn!(%error, "start positions were not committed, trying on");
+                    let stored = self.positions(&first).and_then(|first| consumer.store_offsets(&first));
+                    if let Err(error) = stored {
+                        tracing::warn!(%error, "start positions could not be kept for the next commit");
+                    }
                 }
                 // A partition that was paused when it was last ours is still paused in librdkafka; its new queue is empty.
                 if let Err(error) = consumer.resume(list) {
@@ -305,8 +315,12 @@ impl ConsumerContext for FlowContext {
 
 impl FlowContext {
     /// Sets each partition's first offset: what is committed; else `start_at` for a partition that was there when the flow
-    /// was born; else its beginning. First positions are committed at once.
-    fn place(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> KafkaResult<()> {
+    /// was born; else its beginning. Gives those that are to be committed at once, as others may not be decided again.
+    fn place(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &mut TopicPartitionList,
+    ) -> KafkaResult<Vec<(TopicPartition, i64)>> {
         let mut topics: BTreeMap<String, Vec<i32>> = BTreeMap::new();
         for element in list.elements() {
             topics
@@ -318,7 +332,7 @@ impl FlowContext {
         for (topic, mine) in topics {
             let ask = |limit| consumer.fetch_metadata(Some(&topic), limit);
             let metadata = ask(ASK_SHORT).or_else(|_| {
-                self.first_brokers.remind(consumer.client().native_ptr());
+                self.first_brokers.remind(consumer.client());
                 ask(ASK - ASK_SHORT)
             })?;
             let count = metadata.topics().first().map_or(0, |t| t.partitions().len() as i32);
@@ -386,7 +400,7 @@ impl FlowContext {
                 list.set_partition_offset(&topic, partition, Offset::Offset(offset))?;
             }
         }
-        self.commit(consumer, &first, ASK)
+        Ok(first)
     }
 
     /// Commits and waits for the answer, up to `limit`.
@@ -399,7 +413,7 @@ impl FlowContext {
         if offsets.is_empty() {
             return Ok(());
         }
-        let (client, positions) = (consumer.client().native_ptr(), self.positions(offsets)?);
+        let (client, positions) = (consumer.client(), self.positions(offsets)?);
         let asked = Instant::now();
         match commit_within(client, &positions, limit.min(ASK_SHORT)) {
             Err(RdKafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut)) if limit > ASK_SHORT => {
@@ -747,19 +761,19 @@ impl FlowConsumer {
         unknown
     }
 
-    /// Whether this client hears from no broker within `limit`, although one of those to begin with accepts a connection: it may
-    /// have forgotten them, and is reminded. A topic that is missing is no such case: that is what a broker says. Blocks.
+    /// Whether this client hears from no broker within `limit`, although one of those to begin with accepts a connection. A
+    /// topic that is missing is no such case: that is what a broker says. Blocks.
     pub fn has_lost_brokers(&self, limit: Duration) -> bool {
         let topic = self.topics.first().map(String::as_str);
         if self.consumer.fetch_metadata(topic, limit).is_ok() {
             return false;
         }
-        let first_brokers = &self.consumer.context().first_brokers;
-        let lost = first_brokers.one_is_there(limit);
-        if lost {
-            first_brokers.remind(self.consumer.client().native_ptr());
-        }
-        lost
+        self.consumer.context().first_brokers.one_is_there(limit)
+    }
+
+    /// Nothing is heard of Kafka: the client may have forgotten its brokers, and is reminded, however often this is called.
+    pub fn remind(&self) {
+        self.consumer.context().first_brokers.remind(self.consumer.client());
     }
 
     /// Lets go of a consumer that cannot even leave its group any more, without waiting for its end.
@@ -940,7 +954,6 @@ impl Producer {
             current.failing_since = None;
             return;
         }
-        self.first_brokers.remind(current.producer.client().native_ptr());
         let since = *current.failing_since.get_or_insert_with(Instant::now);
         if since.elapsed() < PRODUCER_FAILS || current.made.elapsed() < PRODUCER_FAILS {
             return;
@@ -979,8 +992,16 @@ impl Producer {
         }
         let result = match tokio::time::timeout(timeout, self.producer().send(out, timeout)).await {
             Ok(Ok(delivery)) => Ok((delivery.partition, delivery.offset)),
-            Ok(Err((error, _))) => Err(error.into()),
-            Err(_) => Err(KafkaError::Broker(format!("no acknowledgement within {timeout:?}"))),
+            Ok(Err((error, _))) => {
+                if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::MessageTimedOut)) {
+                    self.first_brokers.remind(self.producer().client());
+                }
+                Err(error.into())
+            }
+            Err(_) => {
+                self.first_brokers.remind(self.producer().client());
+                Err(KafkaError::Broker(format!("no acknowledgement within {timeout:?}")))
+            }
         };
         self.note(result.is_ok());
         result
@@ -1167,7 +1188,7 @@ impl Topics {
             let client = self.admin.inner();
             let metadata = client
                 .fetch_metadata(Some(topic), timeout)
-                .inspect_err(|_| self.first_brokers.remind(client.native_ptr()))?;
+                .inspect_err(|_| self.first_brokers.remind(client))?;
             let found = metadata.topics().iter().find(|t| t.name() == topic);
             let count = found
                 .filter(|t| t.error().is_none())
@@ -1249,9 +1270,9 @@ mod tests {
         }
     }
 
-    /// librdkafka's own would never come back.
+    /// librdkafka's own gives up after a session.
     #[test]
-    fn a_commit_without_a_coordinator_is_given_up() {
+    fn a_commit_without_a_coordinator_is_given_up_in_time() {
         let config = crate::config::for_tests(
             "cache = [{ name = \"c\", topic = \"t\", servers = [\"127.0.0.1:2\"] }]\n[kafka]\nbrokers = [\"127.0.0.1:1\"]",
         );
@@ -1274,7 +1295,8 @@ mod tests {
         let said = consumer.commit_and_wait(&[(at, 7)], limit);
         // Nor is its end to be waited for.
         consumer.abandon();
-        assert!(matches!(said, Err(KafkaError::Broker(_))), "{said:?}");
+        let given_up = |error: &KafkaError| error.to_string().contains("OperationTimedOut");
+        assert!(said.as_ref().is_err_and(given_up), "{said:?}");
     }
 
     #[test]

@@ -1225,10 +1225,9 @@ impl<'a> PollLoop<'a> {
         }
         self.heard = Instant::now();
         if !self.consumer.answers(ASK_WITHIN) {
-            match self.trouble {
-                None => self.say_trouble("no answer to a question for the topics".to_owned()),
-                // Whatever it says, it has been reminded.
-                Some(_) => _ = self.consumer.has_lost_brokers(ASK_WITHIN),
+            self.consumer.remind();
+            if self.trouble.is_none() {
+                self.say_trouble("no answer to a question for the topics".to_owned());
             }
         } else if Self::trouble_over(&mut self.trouble, &self.rebalances.settings) {
             tracing::info!("kafka answers again");
@@ -1337,6 +1336,9 @@ impl<'a> PollLoop<'a> {
                     let left = deadline.saturating_duration_since(Instant::now()).max(COMMIT_AT_LEAST);
                     if let Err(error) = self.consumer.commit_and_wait(&all, left) {
                         tracing::warn!(%error, "last offsets were not committed, they will be replayed");
+                        // At least one event comes again.
+                        let _ = reply.send(unfinished.max(1));
+                        return Ok(false);
                     }
                     let _ = reply.send(unfinished);
                     return Ok(false);

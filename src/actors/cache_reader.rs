@@ -124,9 +124,13 @@ struct Inbound {
 /// See the module.
 pub struct CacheReader {
     parts: CacheReaderParts,
-    /// Its cache is one with `on_set = "invalidate"`.
+    /// Its cache is one with `on_set = "invalidate"`: what is looked at there are [`CacheReader::touches`].
     invalidates: bool,
-    /// When a look failed there.
+    /// Touches that do not say how long. Nothing else waits for them: a removal that overtakes one leaves nothing to touch.
+    touches: Vec<HeldEvent>,
+    /// Some are being looked at.
+    touches_are_read: bool,
+    /// When that failed.
     look_failed_at: Option<Instant>,
     inbox: VecDeque<Inbound>,
     /// Messages whose events are dirty keys beyond `flow.max_dirty_keys`: they keep their slots.
@@ -184,6 +188,8 @@ impl CacheReader {
         let invalidates = cache.on_set == OnSet::Invalidate;
         CacheReader {
             invalidates,
+            touches: Vec::new(),
+            touches_are_read: false,
             look_failed_at: None,
             inbox: VecDeque::new(),
             overflow: Vec::new(),
@@ -318,7 +324,7 @@ impl CacheReader {
             Some("a session")
         } else if self.sending {
             Some("room at the coalescer")
-        } else if self.reading {
+        } else if self.reading || self.touches_are_read {
             // Has a limit of its own.
             Some("memcached's answer")
         } else if self.waits_for_bytes {
@@ -328,7 +334,7 @@ impl CacheReader {
         } else {
             None
         };
-        let events = self.inbox.len() + self.ready.len() + self.missed.len() + self.outbox.len();
+        let events = self.inbox.len() + self.ready.len() + self.missed.len() + self.outbox.len() + self.touches.len();
         self.pulse.holds(events as u64, waits_for);
     }
 
@@ -362,6 +368,10 @@ impl CacheReader {
                 BreakerState::Closed => while self.read(session, tick, now, self.read_size(), ctx) {},
                 _ => self.set_aside(session, tick, now, ctx),
             }
+        }
+        if !self.touches.is_empty() && !self.touches_are_read {
+            let touches = std::mem::take(&mut self.touches);
+            self.look(touches, session, tick, now, ctx);
         }
         self.park(ctx);
         self.set_timer(ctx);
@@ -493,7 +503,7 @@ impl CacheReader {
 
     /// A read that takes long keeps nothing waiting behind it: what else there is waits as dirty, without permits or slots.
     fn check_look(&mut self, ctx: &mut Context<Self>) {
-        if !self.reading || self.stuck || self.invalidates {
+        if !self.reading || self.stuck {
             return;
         }
         if self.look_began.elapsed() >= self.parts.shared.config.memcached.stuck_limit() {
@@ -690,16 +700,15 @@ impl CacheReader {
             // and may have been overtaken by another touch, asks for what it is now.
             let looks = self.look_failed_at.is_none_or(|at| now - at >= NO_LOOK_FOR);
             let unknown = |event: &HeldEvent| event.op == Op::Touch && !event.full && event.ttl.is_none();
-            let (touches, rest) = match looks && events.iter().any(unknown) {
-                true => events.into_iter().partition(unknown),
-                false => (Vec::new(), events),
-            };
-            self.invalidate(rest, session, tick, now, ctx);
-            events = touches;
+            if looks && events.iter().any(unknown) {
+                let (touches, rest): (Vec<_>, Vec<_>) = events.into_iter().partition(unknown);
+                self.touches.extend(touches);
+                events = rest;
+            }
+            self.invalidate(events, session, tick, now, ctx);
+            return false;
         }
-        if !events.is_empty() {
-            self.look(events, session, tick, now, ctx);
-        }
+        self.look(events, session, tick, now, ctx);
         false
     }
 
@@ -718,7 +727,10 @@ impl CacheReader {
     fn look(&mut self, mut events: Vec<HeldEvent>, session: u64, tick: u64, now: Instant, ctx: &mut Context<Self>) {
         failpoint::at_keys("cache_reader_event", events.iter().map(|event| &event.key));
         events.iter_mut().for_each(|event| event.enter(PathStage::Look, now));
-        self.reading = true;
+        match self.invalidates {
+            true => self.touches_are_read = true,
+            false => self.reading = true,
+        }
         self.look_began = now;
         let reserved = events.len() * (self.mean.bytes() + ITEM_OVERHEAD);
         self.parts.shared.take_bytes(reserved);
@@ -745,7 +757,7 @@ impl CacheReader {
             (result, events, out)
         };
         ctx.spawn(read.into_actor(self).map(move |(result, events, out), act, ctx| {
-            act.reading = false;
+            (act.reading, act.touches_are_read) = (false, false);
             act.stuck = false;
             act.pulse.moved("looked");
             act.parts.shared.give_bytes(reserved);

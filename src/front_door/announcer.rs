@@ -89,7 +89,7 @@ impl Shared {
     /// Kafka did not take an event of this key.
     fn remember(&self, cache: usize, key: &[u8], said: Said, token: usize) {
         let again = token == AGAIN;
-        let (kept, count) = {
+        let kept = {
             let mut unsent = self.unsent();
             let kept = match again {
                 true => {
@@ -98,9 +98,9 @@ impl Shared {
                 }
                 false => unsent.add(cache, key, said),
             };
-            (kept, unsent.count())
+            self.unsent_count.store(unsent.count() as u64, SeqCst);
+            kept
         };
-        self.unsent_count.store(count as u64, SeqCst);
         let counts = &self.counts[cache];
         if !kept {
             counts.lost.fetch_add(1, Relaxed);
@@ -311,11 +311,11 @@ impl Announcer {
         };
         resend.probed = Some(now);
         let taken = shared.unsent().take(most);
+        let mut produced = 0;
         for (cache, key, said) in taken {
             // What is not taken is remembered again by itself.
-            resend
-                .sender
-                .produce(cache, &key, said, None, AGAIN, wall_ms().max(0) as u64);
+            let now_ms = wall_ms().max(0) as u64;
+            produced += usize::from(resend.sender.produce(cache, &key, said, None, AGAIN, now_ms));
         }
         // Now that they are queued: whoever looks sees them here or there.
         let left = {
@@ -323,7 +323,9 @@ impl Announcer {
             shared.unsent_count.store(unsent.count() as u64, SeqCst);
             unsent.count()
         };
-        left > 0 && !away && most < RESEND
+        // What librdkafka refuses has time: it would refuse it again.
+        let goes_on = produced > 0 || shared.queued.load(SeqCst) >= self.most;
+        left > 0 && !away && most < RESEND && goes_on
     }
 
     /// Says how many events are lost, if not all were said: nobody will later.

@@ -17,6 +17,15 @@ pub struct Said {
 }
 
 impl Said {
+    /// What an event says that comes late. A touch may have been overtaken meanwhile: where nobody looks at the keys of touches
+    /// (`ignores_fills`), it does not say how long, for then somebody does.
+    pub fn late(self, ignores_fills: bool) -> Said {
+        match self.op == Op::Touch && ignores_fills {
+            true => Said { ttl: None, ..self },
+            false => self,
+        }
+    }
+
     /// What both say, in whichever order they came (one that waits in librdkafka's queue may be behind one that found it full):
     /// never a touch alone, if one is more, and a fill only if both are. Where nothing is heard of fills (`ignores_fills`) a touch
     /// is more than a fill: it still has to be heard of, and no copy has to go for it.
@@ -93,20 +102,17 @@ impl Unsent {
     }
 
     /// Takes so many out, of whichever cache has some; each has to come to [`Unsent::arrived`] or [`Unsent::came_back`].
-    ///
-    /// A touch may have been overtaken meanwhile, by one that waited in librdkafka's queue. Where nobody looks at the key, it does
-    /// not say how long, for then somebody does.
     pub fn take(&mut self, most: usize) -> Vec<Taken> {
         let mut taken = Vec::new();
         for (cache, keys) in self.caches.iter_mut().enumerate() {
             let room = most - taken.len();
             let some: Vec<Box<[u8]>> = keys.said.keys().take(room).cloned().collect();
-            taken.extend(some.into_iter().filter_map(|key| keys.said.remove_entry(&key)).map(
-                |(key, said)| match said.op == Op::Touch && keys.ignores_fills {
-                    true => (cache, key, Said { ttl: None, ..said }),
-                    false => (cache, key, said),
-                },
-            ));
+            let late = |(key, said): (_, Said)| (cache, key, said.late(keys.ignores_fills));
+            taken.extend(
+                some.into_iter()
+                    .filter_map(|key| keys.said.remove_entry(&key))
+                    .map(late),
+            );
         }
         self.count -= taken.len();
         self.taken += taken.len();

@@ -1,4 +1,4 @@
-//! Brokers that a client has forgotten, and a commit that does not wait for them for ever.
+//! Brokers that a client has forgotten, and a commit that does not wait for them for long.
 //!
 //! Kafka's answer to a question for topics names the brokers that are there: none, when it comes from the only one and that was
 //! fenced for a moment (a pause of some seconds is enough). librdkafka 2.12 then forgets every broker it knows and never asks
@@ -12,20 +12,50 @@ use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as ffi;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError as RdKafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::types::{RDKafka, RDKafkaRespErr};
+use rdkafka::types::RDKafkaRespErr;
 use tokio::time::Instant;
 
 use crate::config::Kafka;
 
 /// Between two reminders of a client. Each stays in it, some tens of bytes, and costs it a connection until a broker answers.
 const REMIND_EVERY: Duration = Duration::from_secs(2);
+/// The same after [`MANY`] in a row, which have not helped.
+const REMIND_RARELY: Duration = Duration::from_secs(30);
+/// As long as it takes until there are new clients where brokers can be reached.
+const MANY: u32 = 10;
 
 /// The brokers of the configuration, for a client that may have forgotten them.
 pub(super) struct FirstBrokers {
     addresses: Vec<String>,
     list: Option<CString>,
-    reminded: Mutex<Option<Instant>>,
+    reminded: Mutex<Reminded>,
+}
+
+#[derive(Default)]
+struct Reminded {
+    at: Option<Instant>,
+    in_a_row: u32,
+}
+
+impl Reminded {
+    /// Whether it is time again; then it is done.
+    fn due(&mut self, now: Instant) -> bool {
+        let ago = self.at.map(|at| now.saturating_duration_since(at));
+        let every = if self.in_a_row < MANY {
+            REMIND_EVERY
+        } else {
+            REMIND_RARELY
+        };
+        if ago.is_some_and(|ago| ago < every) {
+            return false;
+        }
+        // A new trouble, if it was not asked for so long.
+        let goes_on = ago.is_some_and(|ago| ago < 2 * REMIND_RARELY);
+        (self.at, self.in_a_row) = (Some(now), if goes_on { self.in_a_row + 1 } else { 1 });
+        true
+    }
 }
 
 #[allow(unsafe_code, reason = "rust-rdkafka has no binding for rd_kafka_brokers_add")]
@@ -38,17 +68,14 @@ impl FirstBrokers {
         }
     }
 
-    /// Names them to a client that hears of no broker, which must be alive; not more often than is good for it.
-    pub fn remind(&self, client: *mut RDKafka) {
+    /// Names them to a client that hears of no broker; not more often than is good for it.
+    pub fn remind<C: ClientContext>(&self, client: &Client<C>) {
         let mut reminded = self.reminded.lock().unwrap_or_else(PoisonError::into_inner);
-        if reminded.is_some_and(|at| at.elapsed() < REMIND_EVERY) {
-            return;
-        }
-        *reminded = Some(Instant::now());
-        drop(reminded);
-        if let Some(list) = &self.list {
+        if reminded.due(Instant::now())
+            && let Some(list) = &self.list
+        {
             // SAFETY: the client is alive, and it copies the list.
-            unsafe { ffi::rd_kafka_brokers_add(client, list.as_ptr()) };
+            unsafe { ffi::rd_kafka_brokers_add(client.native_ptr(), list.as_ptr()) };
         }
     }
 
@@ -61,13 +88,19 @@ impl FirstBrokers {
     }
 }
 
-/// Commits offsets and waits for the answer, up to `limit`: librdkafka's own waits as long as there is no coordinator. A
-/// commit that was given up may still arrive.
+/// Commits offsets and waits for the answer, up to `limit`: librdkafka's own waits for a coordinator as long as a session takes,
+/// and much longer for an answer. A commit that was given up may still arrive, also behind a later one of the same thread: what
+/// lies between is read again then, unless the next commit comes first.
 ///
 /// # Errors
 /// What the broker has said, or that it has said nothing.
 #[allow(unsafe_code, reason = "rust-rdkafka has no binding for rd_kafka_commit_queue")]
-pub(super) fn commit_within(client: *mut RDKafka, offsets: &TopicPartitionList, limit: Duration) -> KafkaResult<()> {
+pub(super) fn commit_within<C: ClientContext>(
+    client: &Client<C>,
+    offsets: &TopicPartitionList,
+    limit: Duration,
+) -> KafkaResult<()> {
+    let client = client.native_ptr();
     let nothing_said = || RdKafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut);
     // SAFETY: the client is alive, the offsets outlive the call, which copies them. Queue and event are each let go of once;
     // an answer that comes after the queue's end is let go of by librdkafka.
@@ -89,6 +122,25 @@ pub(super) fn commit_within(client: *mut RDKafka, offsets: &TopicPartitionList, 
         match said {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
             code => Err(RdKafkaError::ConsumerCommit(code.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reminders_get_rare_while_they_do_not_help_and_are_frequent_in_a_new_trouble() {
+        let (start, mut reminded, mut times) = (Instant::now(), Reminded::default(), Vec::new());
+        for second in 0..100 {
+            if reminded.due(start + Duration::from_secs(second)) {
+                times.push(second);
+            }
+        }
+        assert_eq!(times, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 48, 78]);
+        for (second, due) in [(200, true), (201, false), (202, true)] {
+            assert_eq!(reminded.due(start + Duration::from_secs(second)), due, "{second}");
         }
     }
 }

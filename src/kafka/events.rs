@@ -137,7 +137,7 @@ impl EventProducer {
 
     /// Nothing is heard of Kafka: the producer may have forgotten its brokers, and is reminded, however often this is called.
     pub fn remind(&self) {
-        self.first_brokers.remind(self.current().client().native_ptr());
+        self.first_brokers.remind(self.current().client());
     }
 
     /// Puts a new one in its place: librdkafka may have lost its brokers for good (see [`KafkaError::Lost`]), and when it has
