@@ -7,7 +7,7 @@ mod events;
 mod records;
 mod settings;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -1196,6 +1196,18 @@ impl Topics {
             counts.insert(topic.clone(), count.filter(|&n| n > 0));
         }
         Ok(counts)
+    }
+
+    /// Topics of which members of this group read partitions now; none of a group that is being rebalanced.
+    ///
+    /// # Errors
+    /// [`KafkaError::Broker`] when no broker answers in time.
+    pub fn read_by(&self, group: &str, timeout: Duration) -> Result<BTreeSet<String>, KafkaError> {
+        let groups = self.admin.inner().fetch_group_list(Some(group), timeout)?;
+        let found = groups.groups().iter().filter(|found| found.name() == group);
+        let members = found.flat_map(|group| group.members());
+        let assigned = members.filter_map(|member| member.assignment()).flat_map(assigned_in);
+        Ok(assigned.map(|at| at.topic).collect())
     }
 
     /// Raises the number of a topic's partitions to `total`; success also when somebody else has done so.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Error, ErrorKind};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +48,8 @@ pub(crate) fn unix(path: &str) -> io::Result<(UnixListener, SocketFile)> {
     }
     let socket = UnixListener::bind(path)?;
     let file = SocketFile::of(path, &socket)?;
+    // Who may enter its folder may connect, whatever the umask: clients usually run as somebody else.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     socket.set_nonblocking(true)?;
     Ok((socket, file))
 }
@@ -159,7 +161,7 @@ pub(crate) fn remedy(address: &str, error: &Error) -> String {
     let port = address.rsplit_once(':').map_or(address, |(_, port)| port);
     match error.kind() {
         ErrorKind::AddrInUse => {
-            format!("`ss -ltnp 'sport = :{port}'` says who holds it: end that, or write another port")
+            format!("`ss -tanp 'sport = :{port}'` says who holds it: end that, or write another port")
         }
         ErrorKind::AddrNotAvailable => {
             "it is no address of this machine: write one that `ip address` shows, or every one (0.0.0.0)".to_owned()
@@ -289,7 +291,7 @@ mod tests {
                 address.clone(),
                 [
                     "in use",
-                    &format!("ss -ltnp 'sport = :{}'", held.local_addr().unwrap().port()),
+                    &format!("ss -tanp 'sport = :{}'", held.local_addr().unwrap().port()),
                 ],
             ),
             ("192.0.2.1:0".to_owned(), ["requested address", "`ip address`"]),

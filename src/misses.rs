@@ -12,8 +12,8 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 const PARTS: usize = 10;
 
 /// What a high share of misses most likely means.
-pub const LIKELY_CAUSES: &str =
-    "wrong `hash`, `servers` or ring_name for this cache, evictions, or the server was restarted after the events";
+pub const LIKELY_CAUSES: &str = "wrong `hash`, `servers` or ring_name for this cache, evictions, the server was restarted after the events, or another region \
+     writes to the same topic";
 
 /// When misses are too many.
 #[derive(Clone, Copy, Debug, PartialEq)]

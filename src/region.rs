@@ -54,12 +54,12 @@ pub struct DoorView {
 
 impl DoorView {
     fn status(&self) -> Vec<FrontDoorStatus> {
-        let (queued, unsent) = self.shared.announcer.waiting();
         let doors = self.shared.config.caches.iter().enumerate();
         let doors = doors.filter(|(_, cache)| cache.has_front_door());
         doors
             .map(|(number, cache)| {
                 let (counts, events) = (&self.shared.counts[number], self.shared.announcer.counts(number));
+                let (queued, unsent) = self.shared.announcer.waiting(number);
                 let commands = Verb::ALL.into_iter().zip(&counts.commands);
                 let servers = cache.servers.iter().zip(&self.upstreams[number]);
                 FrontDoorStatus {
@@ -82,7 +82,8 @@ impl DoorView {
                         .collect(),
                     queued_events: queued,
                     unsent_keys: unsent,
-                    kafka_away: self.shared.announcer.is_away(),
+                    kafka_away: self.shared.announcer.is_away(number),
+                    refuses: self.shared.refuses(number),
                     buffered_bytes: self.shared.buffered() as u64,
                     full: !self.shared.has_room() || !self.shared.takes_answers(),
                 }

@@ -478,7 +478,7 @@ mod tests {
         let port = address.port();
         assert!(
             text.contains(&format!(
-                "; `ss -ltnp 'sport = :{port}'` says who holds it: end that, or"
+                "; `ss -tanp 'sport = :{port}'` says who holds it: end that, or"
             )),
             "{text}"
         );
@@ -501,7 +501,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            agent.starts_with("`agent.listen` is \"127.0.0.1:") && agent.contains("`ss -ltnp"),
+            agent.starts_with("`agent.listen` is \"127.0.0.1:") && agent.contains("`ss -tanp"),
             "{agent}"
         );
     }

@@ -133,6 +133,19 @@ impl FrontDoor {
                 threads: threads.clone(),
                 next: next.clone(),
             };
+            let cache = &shared.config.caches[entry.cache];
+            let address = if entry.fills {
+                &cache.listen_fills
+            } else {
+                &cache.listen
+            };
+            tracing::info!(
+                cache = cache.name,
+                address,
+                fills = entry.fills,
+                tls = cache.listen_tls.as_str(),
+                "front door listens"
+            );
             let socket = entry.socket.try_clone()?;
             let listener =
                 Supervisor::start_in_arbiter(&threads[0].handle, move |_| FrontDoorListener { parts, socket });

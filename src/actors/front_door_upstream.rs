@@ -56,6 +56,8 @@ const SERVER_SHIFT: u32 = 36;
 const MAX_SERVER: Receipt = 0xfff;
 /// A server that is away.
 static AWAY: RateLimit = RateLimit::new();
+/// One that is back.
+static BACK: RateLimit = RateLimit::new();
 
 /// One command, or a piece of one, whose answer is expected.
 #[derive(Clone, Copy, Debug)]
@@ -235,6 +237,8 @@ pub struct FrontDoorUpstream {
     pause: Recheck,
     /// Meanwhile it has said something.
     answers_wait: bool,
+    /// It could not be used.
+    was_away: bool,
 }
 
 impl FrontDoorUpstream {
@@ -248,6 +252,7 @@ impl FrontDoorUpstream {
         let acked = config.front_door.event_ack == EventAck::Acked;
         FrontDoorUpstream {
             address: config.caches[parts.cache].servers[parts.server].address.clone(),
+            was_away: false,
             link: Link::Closed(None),
             backoff: Backoff::clamped(config.memcached.backoff_initial, config.memcached.backoff_max),
             silence: Silence::default(),
@@ -317,6 +322,12 @@ impl FrontDoorUpstream {
                         self.backoff.reset();
                         self.parts.view.set(UpstreamState::Open);
                         self.link = Link::Open(stream);
+                        if std::mem::take(&mut self.was_away)
+                            && let Some(unsaid) = BACK.due(&self.address)
+                        {
+                            let cache = &self.parts.shared.config.caches[self.parts.cache].name;
+                            tracing::info!(cache, server = self.address, unsaid, "front door uses memcached again");
+                        }
                         self.let_settle();
                         // What waited for the connection has waited for nothing else.
                         let now = Instant::now();
@@ -459,7 +470,7 @@ impl FrontDoorUpstream {
         let shared = &self.parts.shared;
         let receipt = self
             .receiver
-            .filter(|_| refuses || !shared.announcer.is_away())
+            .filter(|_| refuses || !shared.announcer.is_away(self.parts.cache))
             .map(|receiver| {
                 self.last_receipt = (self.last_receipt + 1) & ((1 << SERVER_SHIFT) - 1);
                 // A client has answers of several servers: their receipts differ.
@@ -570,7 +581,8 @@ impl FrontDoorUpstream {
         self.parts.shared.settle(keys.len());
     }
 
-    fn say_away(&self, error: &io::Error) {
+    fn say_away(&mut self, error: &io::Error) {
+        self.was_away = true;
         if let Some(unsaid) = AWAY.due(&self.address) {
             let cache = &self.parts.shared.config.caches[self.parts.cache].name;
             tracing::warn!(cache, server = self.address, %error, unsaid, "front door cannot use memcached");
@@ -616,10 +628,10 @@ impl FrontDoorUpstream {
     fn end_waits(&mut self, now: Instant) {
         let shared = &self.parts.shared;
         let limit = shared.config.front_door.event_timeout;
-        let away = shared.announcer.is_away() && !self.refuses();
+        let away = shared.announcer.is_away(self.parts.cache) && !self.refuses();
         let ended = self.waits.end(now, limit, away);
         if !ended.is_empty() {
-            shared.announcer.overdue();
+            shared.announcer.overdue(self.parts.cache);
         }
         tell(ended);
     }

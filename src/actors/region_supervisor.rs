@@ -411,7 +411,8 @@ impl RegionSupervisor {
             // Only they are: what a flow holds is in Kafka.
             tracing::error!(
                 events,
-                "events of the front door could not be produced, they are lost; write these keys again"
+                "events of the front door could not be produced, they are lost; let their keys expire, or write again what was written \
+                 since kafka was away"
             );
         }
         let left: u64 = self
@@ -441,10 +442,11 @@ impl RegionSupervisor {
     fn door_holds(&self) -> (u64, u64) {
         self.door_parts.as_ref().map_or((0, 0), |parts| {
             let shared = &parts.shared;
-            let (queued, unsent) = shared.announcer.waiting();
+            let waiting = (0..shared.config.caches.len()).map(|cache| shared.announcer.waiting(cache));
+            let events: u64 = waiting.map(|(queued, unsent)| queued + unsent).sum();
             // A client that is gone may have left commands that are under way.
             let clients = shared.connections() as u64 + u64::from(shared.buffered() > 0);
-            (clients, queued + unsent + shared.doubtful() as u64)
+            (clients, events + shared.doubtful() as u64)
         })
     }
 

@@ -86,12 +86,14 @@ pub struct FrontDoorStatus {
     pub dropped: u64,
     /// The servers behind it: `idle`, `connecting`, `open` or `away`.
     pub servers: BTreeMap<String, String>,
-    /// Events that wait for Kafka's acknowledgement, of all front doors.
+    /// Events that wait for Kafka's acknowledgement.
     pub queued_events: u64,
-    /// Keys that are remembered, of all front doors.
+    /// Keys that are remembered now.
     pub unsent_keys: u64,
     /// Kafka acknowledges none.
     pub kafka_away: bool,
+    /// Writes are refused now: Kafka is away, or as many events wait as may, and `on_kafka_down` says so.
+    pub refuses: bool,
     /// Held for clients of all front doors: commands under way, and answers that they have not read.
     pub buffered_bytes: u64,
     /// As much as may be: clients wait to be read.

@@ -90,16 +90,20 @@ pub fn of(status: &Status, alive: &[Check]) -> Vec<Trouble> {
 }
 
 fn front_doors(status: &Status, all: &mut Vec<Trouble>) {
-    if let Some(door) = status.front_doors.iter().find(|door| door.kafka_away) {
+    for door in status.front_doors.iter().filter(|door| door.kafka_away) {
         let what = format!(
-            "kafka takes no events of the front door: {} wait, and {} keys are remembered",
-            door.queued_events, door.unsent_keys
+            "kafka takes no events of the front door of {}: {} wait, {} keys are remembered; writes {}",
+            door.cache,
+            door.queued_events,
+            door.unsent_keys,
+            if door.refuses {
+                "are refused with SERVER_ERROR"
+            } else {
+                "succeed, and are only here"
+            }
         );
-        all.push(trouble(
-            what,
-            None,
-            "they are produced when it is back; beyond front_door.max_unsent_keys they are lost",
-        ));
+        let next = "do not stop this process: it produces them when kafka is back; beyond front_door.max_unsent_keys they are lost";
+        all.push(trouble(what, None, next));
     }
     if status.front_doors.iter().any(|door| door.full) {
         let what = "clients of the front door wait to be read: as many bytes are held for clients as may be";
@@ -108,7 +112,7 @@ fn front_doors(status: &Status, all: &mut Vec<Trouble>) {
     }
     for door in status.front_doors.iter().filter(|door| door.lost > 0) {
         let what = format!("{} events of the front door of {} are lost", door.lost, door.cache);
-        let next = "peers do not hear of these writes: write the keys again, or keep more (front_door.max_unsent_keys)";
+        let next = "peers do not hear of these writes, and which they were is recorded nowhere: let the keys expire, or write again what was written meanwhile";
         all.push(trouble(what, None, next));
     }
 }

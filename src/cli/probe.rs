@@ -3,6 +3,7 @@
 
 mod sample;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, SystemTime};
 
@@ -126,18 +127,47 @@ async fn kafka(config: &Config) -> Vec<Finding> {
     for cache in 0..config.caches.len() {
         topics.extend(companions(config, cache));
     }
-    // librdkafka's call blocks.
-    let asked =
-        tokio::task::spawn_blocking(move || Topics::new(&kafka, "evrepl-check")?.partitions(&topics, ASK)).await;
+    let groups: Vec<String> = (config.peers.iter())
+        .map(|peer| config.kafka.group_for(&peer.region, &config.region))
+        .collect();
+    // librdkafka's calls block.
+    let asked = tokio::task::spawn_blocking(move || {
+        let client = Topics::new(&kafka, "evrepl-check")?;
+        let counts = client.partitions(&topics, ASK)?;
+        // Nobody knows the groups of a Kafka that is ours alone.
+        let read = groups
+            .iter()
+            .map(|group| client.read_by(group, ASK).unwrap_or_default());
+        Ok((counts, read.collect::<Vec<_>>()))
+    })
+    .await;
     let asked = asked.unwrap_or_else(|error| Err(KafkaError::Broker(error.to_string())));
     match asked {
         Err(error) => vec![Finding::new(Verdict::Failed, what, error.to_string())],
-        Ok(counts) => {
+        Ok((counts, read)) => {
             let mut found = vec![Finding::new(Verdict::Ok, what, "answers")];
             found.extend(topics_found(config, &counts));
+            found.extend(shared_topics(config, &read));
             found
         }
     }
+}
+
+/// Topics that a peer's relay reads as its own. `read`: by peer, what the group of its flow to us reads.
+fn shared_topics(config: &Config, read: &[BTreeSet<String>]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (peer, read) in config.peers.iter().zip(read) {
+        for cache in config.caches.iter().filter(|cache| read.contains(&cache.topic)) {
+            let region = &peer.region;
+            let reason = format!(
+                "{region} reads it too: each region would look for the other's keys in its own memcached, not find them, and remove \
+                 them there; give each region a topic of its own for cache {}, such as {}.{}",
+                cache.name, config.region, cache.name
+            );
+            findings.push(Finding::new(Verdict::Failed, format!("topic {}", cache.topic), reason));
+        }
+    }
+    findings
 }
 
 fn topics_found(config: &Config, counts: &TopicCounts) -> Vec<Finding> {

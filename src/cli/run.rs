@@ -7,9 +7,10 @@ use super::{CliError, ConfigArg, Done};
 /// Run this region: send to its peers, receive from them
 ///
 /// Runs until SIGTERM or SIGINT, then drains: finishes what is in flight within
-/// drain.grace_period (default: 25s) and exits with 0, or with 75 when work was left, which is
-/// then replayed. A second signal stops at once, and loses nothing either. Exits with 70 when
-/// restarting its parts no longer helps.
+/// drain.grace_period (default: 25s) and exits with 0, or with 75 when work was left. A second
+/// signal stops at once. Either way nothing of the flows is lost: the next start replays what they
+/// had left. Events of a front door that Kafka has not taken are lost, and counted in the log.
+/// Exits with 70 when restarting its parts no longer helps.
 ///
 /// EVREPL_LOG sets how much is logged: `debug`, or `info,evrepl::wire=trace` (default: info).
 #[derive(Debug, Args)]

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::codec::{Each, File, List, Maybe, OneLine, Properties, Sub};
 use super::names;
 use super::scalar::{
-    Address, Choice, Count, DeadLetterTemplate, DnsName, Door, FillCommand, Label, Listen, Ratio, RetryTemplate, Size,
-    Switch, Time, Topic, Url, Words, choice,
+    Address, Choice, Count, DeadLetterTemplate, DnsName, Door, FillCommand, Label, Listen, Opaque, Ratio,
+    RetryTemplate, Size, Switch, Time, Topic, Url, Words, choice,
 };
 use super::section::section;
 
@@ -349,7 +349,7 @@ section! {
         /// `telemetry.trace_ratio`.
         pub trace_ratio: f64 as Ratio = 0.0,
         /// A meta command whose opaque begins with this is traced. Left out: none is for that.
-        pub trace_opaque: Option<String> as Maybe<Words> = None,
+        pub trace_opaque: Option<String> as Maybe<Opaque> = None,
     }
 }
 

@@ -385,6 +385,11 @@ text!(
     "the URL of an OTLP/gRPC receiver without a path, like `\"http://127.0.0.1:4317\"`"
 );
 text!(
+    /// The beginning of a meta command's opaque.
+    Opaque, |text: &str| (1..=31).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()), "^[!-~]{1,31}$",
+    "1 to 31 printable ASCII characters without blanks, in quotes"
+);
+text!(
     /// Text that something else has a meaning for.
     Words, |text: &str| !text.is_empty(), ".",
     "a text that is not empty, in quotes"

@@ -26,7 +26,8 @@ use super::unsent::{Said, Unsent};
 const LINGER_QUEUED: Duration = Duration::from_millis(5);
 /// The same, when its client waits for Kafka.
 const LINGER_ACKED: Duration = Duration::from_millis(1);
-/// Without an acknowledgement for so long, although one is due, Kafka is away.
+/// Without an acknowledgement for so long, although one is due, Kafka is away for a topic: one may be missing, or without a
+/// leader, while it takes those of the others.
 const AWAY_AFTER: Duration = Duration::from_secs(1);
 /// How often it is asked whether it is back.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -59,18 +60,38 @@ pub trait Receipts: Send + Sync {
     fn arrived(&self, receipt: Receipt, acknowledged: bool);
 }
 
-/// What librdkafka's callbacks and the threads of the front door share.
-struct Shared {
-    topics: Vec<String>,
-    counts: Vec<EventCounts>,
-    unsent: Mutex<Unsent>,
-    /// Whether there are any, and how many.
-    unsent_count: AtomicU64,
+/// The topic of one cache.
+#[derive(Default)]
+struct Topic {
+    name: String,
+    counts: EventCounts,
+    /// Keys whose events could not be produced.
+    unsent: AtomicU64,
     /// Events in librdkafka's queue.
     queued: AtomicU64,
     /// When Kafka last acknowledged one, or the first of those that wait was produced.
     moved_ms: AtomicI64,
+    /// When it last acknowledged one.
+    heard_ms: AtomicI64,
     away: AtomicBool,
+    /// When it was last tried, since it is away.
+    tried_ms: AtomicI64,
+}
+
+impl Topic {
+    /// Whether it is time to see whether Kafka is back; then it is being done.
+    fn try_now(&self, now_ms: i64) -> bool {
+        let tried = self.tried_ms.load(Relaxed);
+        // Also after a clock was set back.
+        let due = now_ms.saturating_sub(tried).unsigned_abs() >= PROBE_EVERY.as_millis() as u64;
+        due && self.tried_ms.compare_exchange(tried, now_ms, SeqCst, Relaxed).is_ok()
+    }
+}
+
+/// What librdkafka's callbacks and the threads of the front door share.
+struct Shared {
+    topics: Vec<Topic>,
+    unsent: Mutex<Unsent>,
     /// By their numbers, which are not given again: events of one that is gone may be under way.
     receivers: RwLock<Vec<Weak<dyn Receipts>>>,
 }
@@ -88,6 +109,7 @@ impl Shared {
 
     /// Kafka did not take an event of this key.
     fn remember(&self, cache: usize, key: &[u8], said: Said, token: usize) {
+        let topic = &self.topics[cache];
         let again = token == AGAIN;
         let kept = {
             let mut unsent = self.unsent();
@@ -98,23 +120,24 @@ impl Shared {
                 }
                 false => unsent.add(cache, key, said),
             };
-            self.unsent_count.store(unsent.count() as u64, SeqCst);
+            topic.unsent.store(unsent.count(cache) as u64, SeqCst);
             kept
         };
-        let counts = &self.counts[cache];
         if !kept {
-            counts.lost.fetch_add(1, Relaxed);
+            topic.counts.lost.fetch_add(1, Relaxed);
         } else if !again {
-            counts.remembered.fetch_add(1, Relaxed);
+            topic.counts.remembered.fetch_add(1, Relaxed);
         }
     }
 
-    fn ended(&self, token: usize, acknowledged: bool) {
-        self.queued.fetch_sub(1, SeqCst);
+    fn ended(&self, topic: &Topic, token: usize, acknowledged: bool) {
+        topic.queued.fetch_sub(1, SeqCst);
         if acknowledged {
-            self.moved_ms.store(wall_ms(), Relaxed);
-            if self.away.load(Relaxed) && self.away.swap(false, SeqCst) {
-                tracing::info!("kafka takes events of the front door again");
+            let now_ms = wall_ms();
+            topic.moved_ms.store(now_ms, Relaxed);
+            topic.heard_ms.store(now_ms, Relaxed);
+            if topic.away.load(Relaxed) && topic.away.swap(false, SeqCst) {
+                tracing::info!(topic = topic.name, "kafka takes events of the front door again");
             }
         }
         if token >> RECEIPT_BITS == 0 {
@@ -126,37 +149,44 @@ impl Shared {
         }
     }
 
-    fn cache_of(&self, topic: &str) -> Option<usize> {
-        self.topics.iter().position(|known| known == topic)
+    fn topic(&self, name: &str) -> Option<(usize, &Topic)> {
+        self.topics.iter().enumerate().find(|(_, topic)| topic.name == name)
+    }
+
+    /// Events in librdkafka's queue.
+    fn queued(&self) -> u64 {
+        self.topics.iter().map(|topic| topic.queued.load(SeqCst)).sum()
     }
 }
 
 impl Delivery for Shared {
     fn delivered(&self, token: usize, topic: &str) {
-        if let Some(cache) = self.cache_of(topic) {
-            self.counts[cache].acknowledged.fetch_add(1, Relaxed);
-        }
+        let Some((_, topic)) = self.topic(topic) else { return };
+        topic.counts.acknowledged.fetch_add(1, Relaxed);
         if token == AGAIN {
             self.unsent().arrived();
         }
-        self.ended(token, true);
+        self.ended(topic, token, true);
     }
 
     fn failed(&self, token: usize, topic: &str, key: &[u8], value: &[u8], error: KafkaError) {
-        if let Some(unsaid) = AWAY.due(topic) {
-            tracing::warn!(%error, topic, unsaid, "kafka did not take an event of the front door, its key is remembered");
+        let Some((cache, topic)) = self.topic(topic) else {
+            return;
+        };
+        if let Some(unsaid) = AWAY.due(&topic.name) {
+            tracing::warn!(%error, topic = topic.name, unsaid, "kafka did not take an event of the front door, its key is remembered");
         }
-        self.away.store(true, SeqCst);
+        topic.away.store(true, SeqCst);
         // Our own events: they can be read.
         let said = event::decode_ref(value).map(|event| Said {
             op: event.op,
             ttl: event.ttl,
             fill: event.fill,
         });
-        if let (Some(cache), Ok(said)) = (self.cache_of(topic), said) {
+        if let Ok(said) = said {
             self.remember(cache, key, said, token);
         }
-        self.ended(token, false);
+        self.ended(topic, token, false);
     }
 }
 
@@ -170,11 +200,22 @@ pub struct Announcer {
 
 struct Resend {
     sender: AnnouncerHandle,
-    probed: Option<Instant>,
-    away_since: Option<Instant>,
+    /// The cache whose turn is first.
+    first: usize,
+    /// Since when nothing was heard of Kafka though a topic is away.
+    silent_since: Option<Instant>,
     renewed: Option<Instant>,
-    /// Events that are said to be lost, and when; by cache.
-    said_lost: Vec<(u64, Option<Instant>)>,
+    /// By cache.
+    said: Vec<SaidOf>,
+}
+
+/// What was said of a cache.
+#[derive(Clone, Default)]
+struct SaidOf {
+    /// Kafka is away.
+    away: bool,
+    /// So many events are lost, and when that was.
+    lost: (u64, Option<Instant>),
 }
 
 /// How long an event waits for others that go along.
@@ -193,16 +234,16 @@ impl Announcer {
     pub fn new(config: &Config) -> Result<Arc<Announcer>, KafkaError> {
         let door = &config.front_door;
         let shared = Arc::new(Shared {
-            topics: config.caches.iter().map(|cache| cache.topic.clone()).collect(),
-            counts: config.caches.iter().map(|_| EventCounts::default()).collect(),
+            topics: (config.caches.iter())
+                .map(|cache| Topic {
+                    name: cache.topic.clone(),
+                    ..Topic::default()
+                })
+                .collect(),
             unsent: Mutex::new(Unsent::new(
                 config.caches.iter().map(|cache| cache.on_set == OnSet::Invalidate),
                 door.max_unsent_keys,
             )),
-            unsent_count: AtomicU64::new(0),
-            queued: AtomicU64::new(0),
-            moved_ms: AtomicI64::new(wall_ms()),
-            away: AtomicBool::new(false),
             receivers: RwLock::default(),
         });
         let client_id = format!("{}-front-door", config.node);
@@ -221,10 +262,10 @@ impl Announcer {
             producer,
             resend: Mutex::new(Resend {
                 sender,
-                probed: None,
-                away_since: None,
+                first: 0,
+                silent_since: None,
                 renewed: None,
-                said_lost: vec![(0, None); config.caches.len()],
+                said: vec![SaidOf::default(); config.caches.len()],
             }),
         }))
     }
@@ -241,117 +282,157 @@ impl Announcer {
         receivers.len()
     }
 
-    /// Whether Kafka takes events, as far as is known, and there is room for one more.
-    pub fn takes(&self) -> bool {
-        !self.shared.away.load(Relaxed) && self.shared.queued.load(Relaxed) < self.most
+    /// Whether Kafka takes events of this cache, as far as is known, and there is room for one more.
+    pub fn takes(&self, cache: usize) -> bool {
+        !self.is_away(cache) && self.shared.queued() < self.most
     }
 
-    /// Whether an acknowledgement is overdue.
-    pub fn is_away(&self) -> bool {
-        self.shared.away.load(Relaxed)
+    /// Whether an acknowledgement of this cache's events is overdue.
+    pub fn is_away(&self, cache: usize) -> bool {
+        self.shared.topics[cache].away.load(Relaxed)
     }
 
     /// An event was not acknowledged in time; what becomes of it is not known yet.
-    pub fn overdue(&self) {
-        if !self.shared.away.swap(true, SeqCst)
-            && let Some(unsaid) = AWAY.due("")
+    pub fn overdue(&self, cache: usize) {
+        let topic = &self.shared.topics[cache];
+        if !topic.away.swap(true, SeqCst)
+            && let Some(unsaid) = AWAY.due(&topic.name)
         {
-            tracing::warn!(unsaid, "kafka has not acknowledged an event of the front door in time");
+            tracing::warn!(
+                topic = topic.name,
+                unsaid,
+                "kafka has not acknowledged an event of the front door in time"
+            );
         }
     }
 
-    /// Events that Kafka has not acknowledged, and keys whose events could not be produced.
-    pub fn waiting(&self) -> (u64, u64) {
-        (self.shared.queued.load(SeqCst), self.shared.unsent_count.load(SeqCst))
+    /// Events of this cache that Kafka has not acknowledged, and keys whose events could not be produced.
+    pub fn waiting(&self, cache: usize) -> (u64, u64) {
+        let topic = &self.shared.topics[cache];
+        (topic.queued.load(SeqCst), topic.unsent.load(SeqCst))
     }
 
     /// Of a cache, by its number in the configuration.
     pub fn counts(&self, cache: usize) -> &EventCounts {
-        &self.shared.counts[cache]
+        &self.shared.topics[cache].counts
     }
 
     /// Looks whether Kafka is away, or back, and produces what was remembered: called some times a second, and again in
     /// [`SOON`] when that is true: there would have been more to produce, had there been room.
     pub fn tick(&self, now: Instant) -> bool {
-        let shared = &self.shared;
-        let overdue = wall_ms() - shared.moved_ms.load(Relaxed) > AWAY_AFTER.as_millis() as i64;
-        if overdue && shared.queued.load(SeqCst) > 0 && !shared.away.swap(true, SeqCst) {
-            tracing::warn!("kafka acknowledges no events of the front door");
-        }
         let mut resend = self.resend.lock().unwrap_or_else(PoisonError::into_inner);
-        let away = shared.away.load(SeqCst);
-        let back = !away && resend.away_since.take().is_some();
-        self.say_lost(&mut resend, now, back);
-        if !away {
-            resend.probed = None;
-        } else {
-            let since = *resend.away_since.get_or_insert(now);
-            self.producer.remind();
-            let tried = resend.renewed.map_or(since, |renewed| renewed.max(since));
-            if now - tried >= RENEW_AFTER {
-                resend.renewed = Some(now);
-                match self.producer.renew() {
-                    Ok(()) => tracing::warn!("kafka has taken no event for {RENEW_AFTER:?}, made a new producer"),
-                    Err(error) => tracing::warn!(%error, "no new kafka producer could be made"),
+        let now_ms = wall_ms();
+        for (cache, topic) in self.shared.topics.iter().enumerate() {
+            let overdue = now_ms - topic.moved_ms.load(Relaxed) > AWAY_AFTER.as_millis() as i64;
+            if overdue && topic.queued.load(SeqCst) > 0 && !topic.away.swap(true, SeqCst) {
+                tracing::warn!(topic = topic.name, "kafka acknowledges no events of the front door");
+            }
+            let away = topic.away.load(SeqCst);
+            let back = !away && std::mem::replace(&mut resend.said[cache].away, away);
+            resend.said[cache].away = away;
+            self.say_lost(&mut resend, cache, now, back);
+        }
+        self.look_after_producer(&mut resend, now, now_ms);
+        self.produce_again(&mut resend, now_ms)
+    }
+
+    /// A producer that hears nothing may have forgotten its brokers.
+    fn look_after_producer(&self, resend: &mut Resend, now: Instant, now_ms: i64) {
+        let topics = &self.shared.topics;
+        let heard = |topic: &Topic| now_ms - topic.heard_ms.load(Relaxed) <= AWAY_AFTER.as_millis() as i64;
+        if !topics.iter().any(|topic| topic.away.load(SeqCst)) || topics.iter().any(heard) {
+            resend.silent_since = None;
+            return;
+        }
+        let since = *resend.silent_since.get_or_insert(now);
+        self.producer.remind();
+        let tried = resend.renewed.map_or(since, |renewed| renewed.max(since));
+        if now - tried >= RENEW_AFTER {
+            resend.renewed = Some(now);
+            match self.producer.renew() {
+                Ok(()) => tracing::warn!("kafka has taken no event for {RENEW_AFTER:?}, made a new producer"),
+                Err(error) => tracing::warn!(%error, "no new kafka producer could be made"),
+            }
+        }
+    }
+
+    /// Whether there would have been more to produce, had there been room.
+    fn produce_again(&self, resend: &mut Resend, now_ms: i64) -> bool {
+        let shared = &self.shared;
+        // Half of the room is left to what clients write now.
+        let room = (self.most.saturating_sub(shared.queued()) as usize / 2).clamp(1, RESEND);
+        let mut left = room;
+        let mut soon = false;
+        let caches = shared.topics.len();
+        resend.first = (resend.first + 1) % caches;
+        for cache in (0..caches).map(|n| (resend.first + n) % caches) {
+            let topic = &shared.topics[cache];
+            let away = topic.away.load(SeqCst);
+            if topic.unsent.load(SeqCst) == 0 {
+                // Nothing is left that could be tried, and with `refuse` nothing comes: the next write tries.
+                if away && topic.queued.load(SeqCst) == 0 {
+                    topic.away.store(false, SeqCst);
                 }
+                continue;
+            }
+            // One at a time, until one has arrived.
+            let most = match away {
+                true if !topic.try_now(now_ms) => continue,
+                true => 1,
+                false => left,
+            };
+            let taken = shared.unsent().take(cache, most);
+            let mut produced = 0;
+            for (key, said) in taken {
+                // What is not taken is remembered again by itself.
+                produced += usize::from(
+                    resend
+                        .sender
+                        .produce(cache, &key, said, None, AGAIN, now_ms.max(0) as u64),
+                );
+            }
+            // Now that they are queued: whoever looks sees them here or there.
+            let waiting = {
+                let unsent = shared.unsent();
+                topic.unsent.store(unsent.count(cache) as u64, SeqCst);
+                unsent.count(cache)
+            };
+            left = left.saturating_sub(produced);
+            // What librdkafka refuses has time: it would refuse it again.
+            soon |= waiting > 0 && !away && (produced > 0 || shared.queued() >= self.most);
+            if left == 0 {
+                break;
             }
         }
-        if shared.unsent_count.load(SeqCst) == 0 {
-            return false;
-        }
-        // One at a time, until one has arrived.
-        let most = match (away, resend.probed) {
-            (true, Some(probed)) if now - probed < PROBE_EVERY => return false,
-            (true, _) => 1,
-            // Half of the room is left to what clients write now.
-            (false, _) => {
-                let room = self.most.saturating_sub(shared.queued.load(SeqCst));
-                (room as usize / 2).clamp(1, RESEND)
-            }
-        };
-        resend.probed = Some(now);
-        let taken = shared.unsent().take(most);
-        let mut produced = 0;
-        for (cache, key, said) in taken {
-            // What is not taken is remembered again by itself.
-            let now_ms = wall_ms().max(0) as u64;
-            produced += usize::from(resend.sender.produce(cache, &key, said, None, AGAIN, now_ms));
-        }
-        // Now that they are queued: whoever looks sees them here or there.
-        let left = {
-            let unsent = shared.unsent();
-            shared.unsent_count.store(unsent.count() as u64, SeqCst);
-            unsent.count()
-        };
-        // What librdkafka refuses has time: it would refuse it again.
-        let goes_on = produced > 0 || shared.queued.load(SeqCst) >= self.most;
-        left > 0 && !away && most < RESEND && goes_on
+        soon && room < RESEND
     }
 
     /// Says how many events are lost, if not all were said: nobody will later.
     pub fn say_all_lost(&self) {
         let mut resend = self.resend.lock().unwrap_or_else(PoisonError::into_inner);
-        self.say_lost(&mut resend, Instant::now(), true);
+        for cache in 0..self.shared.topics.len() {
+            self.say_lost(&mut resend, cache, Instant::now(), true);
+        }
     }
 
-    /// Says of each cache how many of its events are lost, if there are more than were said: the first at once, the others some
-    /// time later, and all when it is over.
-    fn say_lost(&self, resend: &mut Resend, now: Instant, over: bool) {
-        for (cache, (said, at)) in resend.said_lost.iter_mut().enumerate() {
-            let lost = self.shared.counts[cache].lost.load(Relaxed);
-            let due = over || at.is_none_or(|at| now - at >= SAY_LOST_EVERY);
-            if lost == *said || !due {
-                continue;
-            }
-            tracing::error!(
-                topic = self.shared.topics[cache],
-                lost,
-                more = lost - *said,
-                "events are lost: kafka has not taken them, and front_door.max_unsent_keys are remembered; write these keys again when \
-                 it takes events, or let them expire"
-            );
-            (*said, *at) = (lost, Some(now));
+    /// Says how many events of a cache are lost, if there are more than were said: the first at once, the others some time
+    /// later, and all when it is over.
+    fn say_lost(&self, resend: &mut Resend, cache: usize, now: Instant, over: bool) {
+        let topic = &self.shared.topics[cache];
+        let (said, at) = &mut resend.said[cache].lost;
+        let lost = topic.counts.lost.load(Relaxed);
+        let due = over || at.is_none_or(|at| now - at >= SAY_LOST_EVERY);
+        if lost == *said || !due {
+            return;
         }
+        tracing::error!(
+            topic = topic.name,
+            lost,
+            more = lost - *said,
+            "events are lost: kafka has not taken them, and front_door.max_unsent_keys are remembered; their keys are not \
+             known any more: let them expire, or write again what was written meanwhile"
+        );
+        (*said, *at) = (lost, Some(now));
     }
 }
 
@@ -399,6 +480,13 @@ impl AnnouncerHandle {
         token: usize,
         now_ms: u64,
     ) -> bool {
+        let shared = &self.shared;
+        let topic = &shared.topics[cache];
+        if token != AGAIN && topic.away.load(Relaxed) && !topic.try_now(now_ms as i64) {
+            // It would only be in the way of the events of others, and be too late in the end.
+            shared.remember(cache, key, said, token);
+            return false;
+        }
         self.value.clear();
         let event = Event {
             ttl: said.ttl,
@@ -407,26 +495,23 @@ impl AnnouncerHandle {
             ..Event::new(said.op)
         };
         event::encode(&event, &mut self.value);
-        let shared = &self.shared;
         // From now on one is due, if none was: before it is counted, or Kafka would seem to have been silent since the last.
-        if shared.queued.load(Relaxed) == 0 {
-            shared.moved_ms.store(now_ms as i64, SeqCst);
+        if topic.queued.load(Relaxed) == 0 {
+            topic.moved_ms.store(now_ms as i64, SeqCst);
         }
         // Before it is produced: its outcome may come first.
-        shared.queued.fetch_add(1, SeqCst);
+        topic.queued.fetch_add(1, SeqCst);
         let traceparent = trace.map(TraceContext::format);
         let traceparent = traceparent.as_ref().map(|text| &text[..]);
-        match self
-            .sender
-            .send(&shared.topics[cache], key, &self.value, traceparent, token)
-        {
+        match self.sender.send(&topic.name, key, &self.value, traceparent, token) {
             Ok(()) => true,
             Err(not_taken) => {
-                shared.queued.fetch_sub(1, SeqCst);
-                if let NotTaken::Refused(error) = not_taken
-                    && let Some(unsaid) = AWAY.due(&shared.topics[cache])
-                {
-                    tracing::warn!(%error, topic = shared.topics[cache], unsaid, "kafka's client takes no event of the front door");
+                topic.queued.fetch_sub(1, SeqCst);
+                if let NotTaken::Refused(error) = not_taken {
+                    topic.away.store(true, SeqCst);
+                    if let Some(unsaid) = AWAY.due(&topic.name) {
+                        tracing::warn!(%error, topic = topic.name, unsaid, "kafka's client takes no event of the front door");
+                    }
                 }
                 shared.remember(cache, key, said, token);
                 false
@@ -448,26 +533,26 @@ mod tests {
             fill: false,
         };
         let shared = Shared {
-            topics: vec!["topic".to_owned()],
-            counts: vec![EventCounts::default()],
+            topics: vec![Topic {
+                name: "topic".to_owned(),
+                queued: AtomicU64::new(3),
+                away: AtomicBool::new(true),
+                ..Topic::default()
+            }],
             unsent: Mutex::new(Unsent::new([false].into_iter(), 2)),
-            unsent_count: AtomicU64::new(0),
-            queued: AtomicU64::new(3),
-            moved_ms: AtomicI64::new(0),
-            away: AtomicBool::new(true),
             receivers: RwLock::default(),
         };
         for key in [b"a", b"b", b"c", b"a"] {
             shared.remember(0, key, said, NOBODY);
         }
         for _ in 0..3 {
-            let (cache, key, said) = shared.unsent().take(1).remove(0);
-            shared.remember(cache, &key, said, AGAIN);
+            let (key, said) = shared.unsent().take(0, 1).remove(0);
+            shared.remember(0, &key, said, AGAIN);
         }
-        shared.unsent().take(1);
+        shared.unsent().take(0, 1);
         shared.delivered(AGAIN, "topic");
         shared.remember(0, b"d", said, NOBODY);
-        let counts = &shared.counts[0];
+        let counts = &shared.topics[0].counts;
         assert_eq!(
             [&counts.remembered, &counts.lost, &counts.acknowledged].map(|count| count.load(Relaxed)),
             [4, 1, 1]

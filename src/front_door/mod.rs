@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use actix::Addr;
 
 use crate::actors::front_door_session::{FrontDoorSession, Leave, MakeRoom};
-use crate::config::Config;
+use crate::config::{Config, OnKafkaDown};
 use crate::hashing::Ring;
 use crate::pulse::Pulses;
 use crate::telemetry::Instruments;
@@ -237,6 +237,11 @@ impl DoorShared {
     /// Writes of which it is not known whether they have happened, and whose events are still to be produced.
     pub fn doubtful(&self) -> usize {
         self.doubtful.load(SeqCst)
+    }
+
+    /// Whether writes to this cache are refused now, since their events could not be produced.
+    pub fn refuses(&self, cache: usize) -> bool {
+        self.config.front_door.on_kafka_down == OnKafkaDown::Refuse && !self.announcer.takes(cache)
     }
 
     /// Whether clients may send more.

@@ -52,8 +52,8 @@ struct Keys {
     ignores_fills: bool,
 }
 
-/// A key that is produced again: its cache, itself, and what its event says.
-pub type Taken = (usize, Box<[u8]>, Said);
+/// A key that is produced again, and what its event says.
+pub type Taken = (Box<[u8]>, Said);
 
 /// See the module. Not more than so many, by cache.
 #[derive(Debug)]
@@ -81,9 +81,9 @@ impl Unsent {
         }
     }
 
-    /// Keys that wait to be produced again.
-    pub fn count(&self) -> usize {
-        self.count
+    /// Keys of a cache that wait to be produced again.
+    pub fn count(&self, cache: usize) -> usize {
+        self.caches[cache].said.len()
     }
 
     /// Remembers a key; false when there is no room for it.
@@ -101,19 +101,12 @@ impl Unsent {
         true
     }
 
-    /// Takes so many out, of whichever cache has some; each has to come to [`Unsent::arrived`] or [`Unsent::came_back`].
-    pub fn take(&mut self, most: usize) -> Vec<Taken> {
-        let mut taken = Vec::new();
-        for (cache, keys) in self.caches.iter_mut().enumerate() {
-            let room = most - taken.len();
-            let some: Vec<Box<[u8]>> = keys.said.keys().take(room).cloned().collect();
-            let late = |(key, said): (_, Said)| (cache, key, said.late(keys.ignores_fills));
-            taken.extend(
-                some.into_iter()
-                    .filter_map(|key| keys.said.remove_entry(&key))
-                    .map(late),
-            );
-        }
+    /// Takes so many of a cache out, if there are; each has to come to [`Unsent::arrived`] or [`Unsent::came_back`].
+    pub fn take(&mut self, cache: usize, most: usize) -> Vec<Taken> {
+        let keys = &mut self.caches[cache];
+        let some: Vec<Box<[u8]>> = keys.said.keys().take(most).cloned().collect();
+        let out = some.into_iter().filter_map(|key| keys.said.remove_entry(&key));
+        let taken: Vec<Taken> = out.map(|(key, said)| (key, said.late(keys.ignores_fills))).collect();
         self.count -= taken.len();
         self.taken += taken.len();
         taken
@@ -158,25 +151,25 @@ mod tests {
         assert!(unsent.add(0, b"a", SET) && unsent.add(1, b"a", SET) && unsent.add(1, b"b", SET));
         assert!(!unsent.add(0, b"c", SET));
         assert!(unsent.add(1, b"b", SET), "it is known");
-        let mut taken = unsent.take(2);
-        taken.extend(unsent.take(2));
-        assert_eq!((taken.len(), unsent.count()), (3, 0));
+        assert_eq!([0, 1].map(|cache| unsent.count(cache)), [1, 2]);
         // Something more than a fill has happened to it.
-        assert!(taken.contains(&(0, b"a"[..].into(), Said { fill: false, ..SET })));
+        assert_eq!(unsent.take(0, 2), [(b"a"[..].into(), Said { fill: false, ..SET })]);
+        assert_eq!((unsent.take(1, 1).len(), unsent.take(1, 2).len()), (1, 1));
+        assert_eq!([0, 1].map(|cache| unsent.count(cache)), [0, 0]);
     }
 
     #[test]
     fn what_is_produced_again_keeps_its_place_until_it_has_arrived() {
         let mut unsent = Unsent::new([false].into_iter(), 2);
         assert!(unsent.add(0, b"a", SET) && unsent.add(0, b"b", SET));
-        let taken = unsent.take(2);
+        let taken = unsent.take(0, 2);
         assert!(!unsent.add(0, b"c", SET), "both may come back");
-        let (cache, key, said) = &taken[0];
-        unsent.came_back(*cache, key, *said);
+        let (key, said) = &taken[0];
+        unsent.came_back(0, key, *said);
         assert!(!unsent.add(0, b"c", SET));
         unsent.arrived();
         assert!(unsent.add(0, b"c", SET));
-        assert_eq!(unsent.count(), 2);
+        assert_eq!(unsent.count(0), 2);
     }
 
     #[test]
@@ -191,7 +184,7 @@ mod tests {
             for ignores_fills in [false, true] {
                 let mut unsent = Unsent::new([ignores_fills].into_iter(), 3);
                 assert!(unsent.add(0, b"a", of(first)) && unsent.add(0, b"a", of(then)));
-                let (_, _, taken) = unsent.take(1).remove(0);
+                let (_, taken) = unsent.take(0, 1).remove(0);
                 assert_eq!((taken.op, taken.fill), (said, false), "{first:?}, {then:?}");
             }
         }
@@ -206,7 +199,7 @@ mod tests {
         for (ignores_fills, ttl) in [(false, Some(60)), (true, None)] {
             let mut unsent = Unsent::new([ignores_fills].into_iter(), 3);
             assert!(unsent.add(0, b"a", touch));
-            let (_, _, taken) = unsent.take(1).remove(0);
+            let (_, taken) = unsent.take(0, 1).remove(0);
             assert_eq!((taken.op, taken.ttl), (Op::Touch, ttl));
         }
     }

@@ -596,29 +596,29 @@ pub static METRICS: &[&Metric] = &[
         },
     ),
     &gauge(
-        "evrepl_front_door_events_queued", "{event}", &[],
-        "Events of all front doors that wait for Kafka's acknowledgement",
+        "evrepl_front_door_events_queued", "{event}", &["cache"],
+        "Events of the front door that wait for Kafka's acknowledgement",
         |seen, say| {
-            if let Some(door) = seen.status.front_doors.first() {
-                say(door.queued_events, &[]);
+            for door in &seen.status.front_doors {
+                say(door.queued_events, &[text("cache", &door.cache)]);
             }
         },
     ),
     &gauge(
-        "evrepl_front_door_keys_unsent", "{key}", &[],
-        "Keys of all front doors whose events Kafka did not take, and that are remembered",
+        "evrepl_front_door_keys_unsent", "{key}", &["cache"],
+        "Keys of the front door whose events Kafka did not take, and that are remembered",
         |seen, say| {
-            if let Some(door) = seen.status.front_doors.first() {
-                say(door.unsent_keys, &[]);
+            for door in &seen.status.front_doors {
+                say(door.unsent_keys, &[text("cache", &door.cache)]);
             }
         },
     ),
     &gauge(
-        "evrepl_front_door_kafka_away", "{state}", &[],
-        "1 while Kafka acknowledges no events of the front doors",
+        "evrepl_front_door_kafka_away", "{state}", &["cache"],
+        "1 while Kafka acknowledges no events of the front door",
         |seen, say| {
-            if let Some(door) = seen.status.front_doors.first() {
-                say(door.kafka_away.into(), &[]);
+            for door in &seen.status.front_doors {
+                say(door.kafka_away.into(), &[text("cache", &door.cache)]);
             }
         },
     ),

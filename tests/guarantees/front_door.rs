@@ -475,6 +475,42 @@ fn what_a_full_queue_had_no_room_for_comes_as_fast_as_kafka_takes_it() {
 }
 
 #[test]
+fn a_topic_that_is_missing_is_the_trouble_of_its_own_cache_alone() {
+    const MISSING: &str = "lab.missing";
+    let _gate = shared();
+    let broker = Broker::start_with(
+        &[("auto.create.topics.enable", "false")],
+        &["-Xmx512m", "-XX:TieredStopAtLevel=1"],
+    );
+    let region = evrepl_lab::RegionBuilder::new("us-east-1")
+        .kafka(&broker.client())
+        .cache(CacheSpec::new("missing").front_door().topic(MISSING))
+        .cache(CacheSpec::new(SESSIONS).front_door())
+        .set("front_door.event_ack", "\"acked\"")
+        .set("front_door.on_kafka_down", "\"refuse\"")
+        .set("front_door.event_timeout", "\"500ms\"")
+        .start();
+    let mut sessions = Client::at(&region);
+    let mut missing = Client::of(&region.cache("missing").front_door());
+    assert!(missing.set("key", "x").starts_with("SERVER_ERROR"));
+    region.wait_until("it is known", LIMIT, |status| {
+        status["front_doors"][0]["kafka_away"] == true
+    });
+    for n in 0..20 {
+        assert_eq!(sessions.set(&format!("key:{n}"), "x"), "STORED");
+        assert!(missing.set("key", "x").starts_with("SERVER_ERROR"));
+    }
+    let doors = &region.status()["front_doors"];
+    assert_eq!(
+        (&doors[1]["refused"], &doors[1]["kafka_away"]),
+        (&0.into(), &false.into())
+    );
+    assert!(doors[0]["refused"].as_u64() > Some(0), "{doors}");
+    broker.client().create_topic(MISSING, 4, &[]);
+    wait_until("the topic is there", LIMIT, || missing.set("key", "x") == "STORED");
+}
+
+#[test]
 fn events_that_are_lost_are_counted_once_and_said_to_the_last_one() {
     let _gate = shared();
     let broker = Broker::start();

@@ -10,8 +10,8 @@ use evrepl_lab::*;
 const LIMIT: Duration = Duration::from_secs(180);
 const EU: &str = "eu-west-1";
 
-/// The lines of `evrepl check --connect` about rings.
-fn rings(region: &Region) -> Vec<String> {
+/// The lines of `evrepl check --connect` about this.
+fn found(region: &Region, what: &str) -> Vec<String> {
     let mut command = Command::new(evrepl());
     command
         .arg("check")
@@ -20,14 +20,18 @@ fn rings(region: &Region) -> Vec<String> {
         .arg(region.config_path());
     let output = command.output().expect("evrepl can be started");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let rings: Vec<String> = text
+    let found: Vec<String> = text
         .lines()
-        .filter(|line| line.contains("ring sessions"))
+        .filter(|line| line.contains(what))
         .map(str::to_owned)
         .collect();
-    let failed = rings.iter().any(|line| line.starts_with("failed"));
+    let failed = found.iter().any(|line| line.starts_with("failed"));
     assert!(!failed || output.status.code() == Some(78), "{text}");
-    rings
+    found
+}
+
+fn rings(region: &Region) -> Vec<String> {
+    found(region, "ring sessions")
 }
 
 #[test]
@@ -100,5 +104,26 @@ fn a_ring_that_is_not_the_clients_is_noticed_by_its_misses_and_by_check() {
     pair.us.wait_until("nothing is wrong any more", LIMIT, |status| {
         let flow = &status["flows"][0];
         flow["mass_misses"].as_array().is_some_and(Vec::is_empty) && flow["outcomes"]["applied"].as_u64() >= Some(1_000)
+    });
+}
+
+#[test]
+fn a_topic_that_two_regions_read_as_their_own_is_found_by_check() {
+    let _gate = shared();
+    let (topic, group) = (unique("lab.of-two"), unique("lab"));
+    broker().client().create_topic(&topic, 4, &[]);
+    let pair = TwoRegionsSpec::new()
+        .cache(CacheSpec::new("sessions").topic(&topic))
+        .us({
+            let group = group.clone();
+            move |us| us.group_prefix(&group)
+        })
+        .eu(move |eu| eu.group_prefix(&group))
+        .start();
+    wait_until("check finds it", LIMIT, || {
+        let found = found(&pair.us, &format!("topic {topic} "));
+        found
+            .iter()
+            .any(|line| line.starts_with("failed") && line.contains("eu-west-1 reads it too"))
     });
 }

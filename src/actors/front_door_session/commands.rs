@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 
 use crate::actors::front_door_upstream::{Expect, Sent, failure};
-use crate::config::OnKafkaDown;
 use crate::event::TraceContext;
 use crate::front_door::answers::{Asked, Piece};
 use crate::front_door::base64;
@@ -107,7 +106,7 @@ impl FrontDoorSession {
     /// Whether a write must be refused now, since its event could not be produced.
     fn refuses(&self) -> bool {
         let shared = &self.parts.shared;
-        let refuses = shared.config.front_door.on_kafka_down == OnKafkaDown::Refuse && !shared.announcer.takes();
+        let refuses = shared.refuses(self.parts.cache);
         if refuses {
             shared.counts[self.parts.cache].refused.fetch_add(1, Relaxed);
         }

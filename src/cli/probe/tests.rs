@@ -92,6 +92,16 @@ fn a_missing_topic_is_no_failure() {
     );
 }
 
+#[test]
+fn a_topic_that_a_peer_reads_as_its_own_fails() {
+    let config = config(r#"peer = [{ region = "ap-south-1" }, { region = "eu-west-1", address = "127.0.0.1:9" }]"#);
+    let of = |topic: &str| BTreeSet::from([topic.to_owned()]);
+    assert_eq!(shared_topics(&config, &[of("another"), BTreeSet::new()]).len(), 0);
+    let found = shared_topics(&config, &[of("another"), of("s")]).remove(0);
+    assert_eq!((found.verdict, found.what.as_str()), (Verdict::Failed, "topic s"));
+    assert!(found.detail.starts_with("eu-west-1 reads it too"), "{found:?}");
+}
+
 #[tokio::test]
 async fn what_is_not_memcached_fails_with_its_address() {
     let (listener, address) = listening().await;
@@ -309,7 +319,7 @@ async fn a_front_door_is_free_or_taken_by_this_regions_evrepl_or_by_something_el
     }
     let found = only_door(&door("listen", &address, "127.0.0.1:9")).await;
     assert_eq!(found.verdict, Verdict::Failed);
-    assert!(found.detail.contains("`ss -ltnp 'sport = :"), "{found:?}");
+    assert!(found.detail.contains("`ss -tanp 'sport = :"), "{found:?}");
     drop(listener);
     let found = only_door(&door("listen", &address, "127.0.0.1:9")).await;
     assert_eq!((found.verdict, found.detail.as_str()), (Verdict::Ok, "free"));

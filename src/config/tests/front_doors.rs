@@ -235,6 +235,20 @@ fn a_value_fits_in_what_is_held_for_clients() {
 }
 
 #[test]
+fn the_beginning_of_an_opaque_is_one_that_a_command_can_have() {
+    for text in ["", "a b", "is longer than any opaque may be"] {
+        refused(
+            &format!("[front_door]\ntrace_opaque = \"{text}\""),
+            &[
+                "`front_door.trace_opaque`",
+                "1 to 31 printable ASCII characters without blanks",
+            ],
+        );
+    }
+    read(&with("[front_door]\ntrace_opaque = \"trace-\""));
+}
+
+#[test]
 fn a_number_too_large_is_told_the_most() {
     for (key, most) in [
         ("max_queued_events", "write a whole number from 1 to 2147483647"),
