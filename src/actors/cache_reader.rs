@@ -740,10 +740,15 @@ impl CacheReader {
         let read = async move {
             let mut out = Vec::with_capacity(events.len());
             let work = async {
-                let mut connection = match connection {
-                    Some(connection) => connection,
-                    None => Connection::connect(&address, settings.connect_timeout).await?,
-                };
+                if let Some(mut connection) = connection {
+                    match connection.look(&events, &mut out).await {
+                        Ok(()) => return Ok(connection),
+                        // It was closed while it was idle, as memcached does (`idle_timeout`) and firewalls do.
+                        Err(MemcachedError::Io { .. } | MemcachedError::Closed { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                let mut connection = Connection::connect(&address, settings.connect_timeout).await?;
                 connection.look(&events, &mut out).await?;
                 Ok::<_, MemcachedError>(connection)
             };
