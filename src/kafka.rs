@@ -50,6 +50,9 @@ pub enum KafkaError {
     /// The broker did not do what it was asked; worth a retry.
     #[error("kafka: {0}")]
     Broker(String),
+    /// Nobody has answered; worth a retry.
+    #[error("kafka does not answer: {0}")]
+    Silent(String),
     /// A topic is not there (yet); worth a retry.
     #[error("kafka: topic unknown: {0}")]
     UnknownTopic(String),
@@ -64,7 +67,10 @@ pub enum KafkaError {
 impl KafkaError {
     /// Whether the same call may work later.
     pub fn may_be_retried(&self) -> bool {
-        matches!(self, KafkaError::Broker(_) | KafkaError::UnknownTopic(_))
+        matches!(
+            self,
+            KafkaError::Broker(_) | KafkaError::Silent(_) | KafkaError::UnknownTopic(_)
+        )
     }
 }
 
@@ -807,9 +813,17 @@ impl FlowConsumer {
     /// Writes watermarks to Kafka and waits for the answer, up to `limit`.
     ///
     /// # Errors
-    /// [`KafkaError::Broker`] when Kafka refuses them, or has not answered in time: it may still have them then.
+    /// [`KafkaError::Broker`] when Kafka refuses them, as it does while the group is being rebalanced: whoever is given the
+    /// partitions reads on from the last commit. [`KafkaError::Silent`] when it has not answered in time: it may still have them.
     pub fn commit_and_wait(&self, offsets: &[(TopicPartition, i64)], limit: Duration) -> Result<(), KafkaError> {
-        Ok(self.consumer.context().commit(&self.consumer, offsets, limit)?)
+        use RDKafkaErrorCode::{BrokerTransportFailure, OperationTimedOut, WaitingForCoordinator};
+        let done = self.consumer.context().commit(&self.consumer, offsets, limit);
+        done.map_err(|error| match error.rdkafka_error_code() {
+            Some(OperationTimedOut | WaitingForCoordinator | BrokerTransportFailure) => {
+                KafkaError::Silent(error.to_string())
+            }
+            _ => error.into(),
+        })
     }
 
     /// Where the partition's log begins, and one above its last record, as its last fetch reported them.
@@ -1307,8 +1321,10 @@ mod tests {
         let said = consumer.commit_and_wait(&[(at, 7)], limit);
         // Nor is its end to be waited for.
         consumer.abandon();
-        let given_up = |error: &KafkaError| error.to_string().contains("OperationTimedOut");
-        assert!(said.as_ref().is_err_and(given_up), "{said:?}");
+        assert!(
+            matches!(&said, Err(KafkaError::Silent(error)) if error.contains("OperationTimedOut")),
+            "{said:?}"
+        );
     }
 
     #[test]

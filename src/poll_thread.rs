@@ -1336,8 +1336,9 @@ impl<'a> PollLoop<'a> {
                     let left = deadline.saturating_duration_since(Instant::now()).max(COMMIT_AT_LEAST);
                     if let Err(error) = self.consumer.commit_and_wait(&all, left) {
                         tracing::warn!(%error, "last offsets were not committed, they will be replayed");
-                        // At least one event comes again.
-                        let _ = reply.send(unfinished.max(1));
+                        // At least one event comes again, and there may be nobody else to read it now.
+                        let again = matches!(error, KafkaError::Silent(_));
+                        let _ = reply.send(unfinished.max(again.into()));
                         return Ok(false);
                     }
                     let _ = reply.send(unfinished);
