@@ -782,6 +782,11 @@ impl FlowConsumer {
         self.consumer.context().first_brokers.remind(self.consumer.client());
     }
 
+    /// Something was heard of it again.
+    pub fn heard(&self) {
+        self.consumer.context().first_brokers.heard();
+    }
+
     /// Lets go of a consumer that cannot even leave its group any more, without waiting for its end.
     pub fn abandon(self) {
         let context = self.consumer.context();
@@ -963,6 +968,9 @@ impl Producer {
             return;
         }
         self.failing.store(!taken, Relaxed);
+        if taken {
+            self.first_brokers.heard();
+        }
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if taken {
             current.failing_since = None;
@@ -1203,6 +1211,7 @@ impl Topics {
             let metadata = client
                 .fetch_metadata(Some(topic), timeout)
                 .inspect_err(|_| self.first_brokers.remind(client))?;
+            self.first_brokers.heard();
             let found = metadata.topics().iter().find(|t| t.name() == topic);
             let count = found
                 .filter(|t| t.error().is_none())

@@ -910,7 +910,7 @@ impl<'a> PollLoop<'a> {
             let (taken, mut bytes, mut trouble) = (batch.len(), 0, None);
             if taken > 0 {
                 self.heard = self.confirmed_at;
-                Self::trouble_over(&mut self.trouble, &self.rebalances.settings);
+                Self::trouble_over(&mut self.trouble, &self.consumer, &self.rebalances.settings);
             }
             let settings = &self.rebalances.settings;
             for record in batch {
@@ -1229,7 +1229,7 @@ impl<'a> PollLoop<'a> {
             if self.trouble.is_none() {
                 self.say_trouble("no answer to a question for the topics".to_owned());
             }
-        } else if Self::trouble_over(&mut self.trouble, &self.rebalances.settings) {
+        } else if Self::trouble_over(&mut self.trouble, &self.consumer, &self.rebalances.settings) {
             tracing::info!("kafka answers again");
         }
     }
@@ -1243,9 +1243,10 @@ impl<'a> PollLoop<'a> {
     }
 
     /// Kafka was heard of; true when it had not been.
-    fn trouble_over(trouble: &mut Option<Trouble>, settings: &PollSettings) -> bool {
+    fn trouble_over(trouble: &mut Option<Trouble>, consumer: &FlowConsumer, settings: &PollSettings) -> bool {
         let over = trouble.take().is_some();
         if over {
+            consumer.heard();
             settings.trouble(None);
         }
         over

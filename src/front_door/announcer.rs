@@ -31,6 +31,10 @@ const LINGER_ACKED: Duration = Duration::from_millis(1);
 const AWAY_AFTER: Duration = Duration::from_secs(1);
 /// How often it is asked whether it is back.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// The same while an event waits to be sent.
+const PROBE_RARELY: Duration = Duration::from_secs(5);
+/// A cache without a write for so long, of which nothing waits, says no longer that Kafka is away.
+const FORGET_AFTER: Duration = Duration::from_secs(30);
 /// Remembered keys that are produced in one tick, when it is, at most; there are ten ticks a second, on the root's thread.
 const RESEND: usize = 5000;
 /// When it is tried again whether there is room for more of them: as long as one waits for others at least.
@@ -76,16 +80,45 @@ struct Topic {
     away: AtomicBool,
     /// When it was last tried, since it is away.
     tried_ms: AtomicI64,
+    /// When a write was last let in that would be refused, so that there is something to try.
+    let_in_ms: AtomicI64,
 }
 
 impl Topic {
-    /// Whether it is time to see whether Kafka is back; then it is being done.
+    /// Whether it is time to see whether Kafka is back; then it is being done. One that waits to be sent will be, so that the
+    /// next one has time: it would only take the room of others' events.
     fn try_now(&self, now_ms: i64) -> bool {
-        let tried = self.tried_ms.load(Relaxed);
-        // Also after a clock was set back.
-        let due = now_ms.saturating_sub(tried).unsigned_abs() >= PROBE_EVERY.as_millis() as u64;
-        due && self.tried_ms.compare_exchange(tried, now_ms, SeqCst, Relaxed).is_ok()
+        let every = if self.queued.load(SeqCst) == 0 {
+            PROBE_EVERY
+        } else {
+            PROBE_RARELY
+        };
+        once_in(every, &self.tried_ms, now_ms)
     }
+
+    /// Nothing waits, here or in librdkafka, that could show that Kafka is back.
+    fn is_idle(&self) -> bool {
+        self.queued.load(SeqCst) == 0 && self.unsent.load(SeqCst) == 0
+    }
+
+    /// Kafka did not take an event, or not in time. One that it has heard of a moment ago is there all the same: that was an
+    /// event of before, or of a partition without a leader.
+    fn has_failed(&self) {
+        if !recent(AWAY_AFTER, &self.heard_ms, wall_ms()) {
+            self.away.store(true, SeqCst);
+        }
+    }
+}
+
+/// Whether this was within a time. A clock that was set back makes it longer ago, not later.
+fn recent(time: Duration, at_ms: &AtomicI64, now_ms: i64) -> bool {
+    now_ms.saturating_sub(at_ms.load(Relaxed)).unsigned_abs() < time.as_millis() as u64
+}
+
+/// Whether this was not within a time, and is now; told to one thread.
+fn once_in(time: Duration, at_ms: &AtomicI64, now_ms: i64) -> bool {
+    let at = at_ms.load(Relaxed);
+    !recent(time, at_ms, now_ms) && at_ms.compare_exchange(at, now_ms, SeqCst, Relaxed).is_ok()
 }
 
 /// What librdkafka's callbacks and the threads of the front door share.
@@ -176,7 +209,7 @@ impl Delivery for Shared {
         if let Some(unsaid) = AWAY.due(&topic.name) {
             tracing::warn!(%error, topic = topic.name, unsaid, "kafka did not take an event of the front door, its key is remembered");
         }
-        topic.away.store(true, SeqCst);
+        topic.has_failed();
         // Our own events: they can be read.
         let said = event::decode_ref(value).map(|event| Said {
             op: event.op,
@@ -287,6 +320,13 @@ impl Announcer {
         !self.is_away(cache) && self.shared.queued() < self.most
     }
 
+    /// Whether a write may go on though its event is not taken, as far as is known: one now and then, where nothing else would
+    /// show that Kafka is back. To be asked by who then does.
+    pub fn lets_in(&self, cache: usize) -> bool {
+        let topic = &self.shared.topics[cache];
+        topic.is_idle() && once_in(PROBE_EVERY, &topic.let_in_ms, wall_ms())
+    }
+
     /// Whether an acknowledgement of this cache's events is overdue.
     pub fn is_away(&self, cache: usize) -> bool {
         self.shared.topics[cache].away.load(Relaxed)
@@ -339,9 +379,11 @@ impl Announcer {
     /// A producer that hears nothing may have forgotten its brokers.
     fn look_after_producer(&self, resend: &mut Resend, now: Instant, now_ms: i64) {
         let topics = &self.shared.topics;
-        let heard = |topic: &Topic| now_ms - topic.heard_ms.load(Relaxed) <= AWAY_AFTER.as_millis() as i64;
-        if !topics.iter().any(|topic| topic.away.load(SeqCst)) || topics.iter().any(heard) {
-            resend.silent_since = None;
+        let heard = topics.iter().any(|topic| recent(AWAY_AFTER, &topic.heard_ms, now_ms));
+        if heard || !topics.iter().any(|topic| topic.away.load(SeqCst)) {
+            if resend.silent_since.take().is_some() && heard {
+                self.producer.heard();
+            }
             return;
         }
         let since = *resend.silent_since.get_or_insert(now);
@@ -369,8 +411,9 @@ impl Announcer {
             let topic = &shared.topics[cache];
             let away = topic.away.load(SeqCst);
             if topic.unsent.load(SeqCst) == 0 {
-                // Nothing is left that could be tried, and with `refuse` nothing comes: the next write tries.
-                if away && topic.queued.load(SeqCst) == 0 {
+                // The next write tries; but where none comes nobody should be told for ever.
+                let tries = [&topic.tried_ms, &topic.let_in_ms];
+                if away && topic.is_idle() && !tries.iter().any(|at_ms| recent(FORGET_AFTER, at_ms, now_ms)) {
                     topic.away.store(false, SeqCst);
                 }
                 continue;
@@ -482,7 +525,7 @@ impl AnnouncerHandle {
     ) -> bool {
         let shared = &self.shared;
         let topic = &shared.topics[cache];
-        if token != AGAIN && topic.away.load(Relaxed) && !topic.try_now(now_ms as i64) {
+        if token != AGAIN && topic.away.load(Relaxed) && !topic.try_now(now_ms as i64) && !topic.is_idle() {
             // It would only be in the way of the events of others, and be too late in the end.
             shared.remember(cache, key, said, token);
             return false;
@@ -524,6 +567,29 @@ impl AnnouncerHandle {
 mod tests {
     use super::*;
     use crate::event::Op;
+
+    #[test]
+    fn while_kafka_is_away_one_event_tries_and_the_next_when_it_has_failed_or_waits_for_long() {
+        let topic = Topic::default();
+        let due = |times: &[i64]| -> Vec<bool> { times.iter().map(|at| topic.try_now(1_000_000 + at)).collect() };
+        assert_eq!(due(&[0, 0, 499, 500, 501]), [true, false, false, true, false]);
+        topic.queued.store(1, SeqCst);
+        assert_eq!(due(&[1000, 5499, 5500]), [false, false, true]);
+        topic.queued.store(0, SeqCst);
+        // The clock was set back.
+        assert_eq!(due(&[5600, 1000]), [false, true]);
+    }
+
+    #[test]
+    fn an_event_that_fails_says_nothing_of_a_kafka_that_was_heard_of_a_moment_ago() {
+        let topic = Topic::default();
+        topic.heard_ms.store(wall_ms(), Relaxed);
+        topic.has_failed();
+        assert!(!topic.away.load(Relaxed));
+        topic.heard_ms.store(wall_ms() - 60_000, Relaxed);
+        topic.has_failed();
+        assert!(topic.away.load(Relaxed));
+    }
 
     #[test]
     fn an_event_counts_once_however_often_its_key_is_produced_again() {

@@ -244,6 +244,11 @@ impl DoorShared {
         self.config.front_door.on_kafka_down == OnKafkaDown::Refuse && !self.announcer.takes(cache)
     }
 
+    /// Whether this one write must be.
+    pub fn refuses_one(&self, cache: usize) -> bool {
+        self.refuses(cache) && !self.announcer.lets_in(cache)
+    }
+
     /// Whether clients may send more.
     pub fn has_room(&self) -> bool {
         self.buffered() < self.config.front_door.max_buffered_bytes

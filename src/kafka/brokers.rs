@@ -51,9 +51,7 @@ impl Reminded {
         if ago.is_some_and(|ago| ago < every) {
             return false;
         }
-        // A new trouble, if it was not asked for so long.
-        let goes_on = ago.is_some_and(|ago| ago < 2 * REMIND_RARELY);
-        (self.at, self.in_a_row) = (Some(now), if goes_on { self.in_a_row + 1 } else { 1 });
+        (self.at, self.in_a_row) = (Some(now), self.in_a_row + 1);
         true
     }
 }
@@ -77,6 +75,11 @@ impl FirstBrokers {
             // SAFETY: the client is alive, and it copies the list.
             unsafe { ffi::rd_kafka_brokers_add(client.native_ptr(), list.as_ptr()) };
         }
+    }
+
+    /// A broker was heard of: the next trouble is another one.
+    pub fn heard(&self) {
+        self.reminded.lock().unwrap_or_else(PoisonError::into_inner).in_a_row = 0;
     }
 
     /// Whether one of them accepts a connection, each within `limit`. Blocks.
@@ -139,7 +142,8 @@ mod tests {
             }
         }
         assert_eq!(times, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 48, 78]);
-        for (second, due) in [(200, true), (201, false), (202, true)] {
+        reminded.in_a_row = 0;
+        for (second, due) in [(100, true), (101, false), (102, true)] {
             assert_eq!(reminded.due(start + Duration::from_secs(second)), due, "{second}");
         }
     }

@@ -140,6 +140,11 @@ impl EventProducer {
         self.first_brokers.remind(self.current().client());
     }
 
+    /// Something was heard of it again.
+    pub fn heard(&self) {
+        self.first_brokers.heard();
+    }
+
     /// Puts a new one in its place: librdkafka may have lost its brokers for good (see [`KafkaError::Lost`]), and when it has
     /// not, a new one is no worse. What the old one holds still fails or arrives.
     ///

@@ -106,7 +106,7 @@ impl FrontDoorSession {
     /// Whether a write must be refused now, since its event could not be produced.
     fn refuses(&self) -> bool {
         let shared = &self.parts.shared;
-        let refuses = shared.refuses(self.parts.cache);
+        let refuses = shared.refuses_one(self.parts.cache);
         if refuses {
             shared.counts[self.parts.cache].refused.fetch_add(1, Relaxed);
         }
