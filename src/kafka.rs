@@ -56,7 +56,7 @@ pub enum KafkaError {
     /// A topic is not there (yet); worth a retry.
     #[error("kafka: topic unknown: {0}")]
     UnknownTopic(String),
-    /// The client has forgotten every broker although they can be reached: only a new client helps.
+    /// The client has forgotten every broker although they can be reached, and being reminded has not helped: a new one does.
     #[error("kafka client has lost its brokers, which can be reached")]
     Lost,
     /// This consumer can never work again: another process runs under the same `node`, or the broker refused it for good.

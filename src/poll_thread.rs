@@ -83,7 +83,7 @@ const MAX_ENDS: usize = 256;
 /// A consumer that has heard nothing for so long asks whether Kafka is there.
 const SILENT: Duration = Duration::from_secs(5);
 /// Trouble for so long, although a broker accepts connections, is a client that has lost its brokers: librdkafka forgets them
-/// when a broker's metadata names none, as that of a broker does which was fenced for a moment, and never asks again.
+/// when a broker's metadata names none, as that of a broker does which was fenced for a moment; being reminded has not helped.
 const LOST_AFTER: Duration = Duration::from_secs(15);
 /// Between two log lines of the same trouble.
 const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
@@ -1335,14 +1335,13 @@ impl<'a> PollLoop<'a> {
                     commits.extend(last);
                     let all: Vec<_> = commits.drain().collect();
                     let left = deadline.saturating_duration_since(Instant::now()).max(COMMIT_AT_LEAST);
-                    if let Err(error) = self.consumer.commit_and_wait(&all, left) {
+                    let committed = self.consumer.commit_and_wait(&all, left);
+                    if let Err(error) = &committed {
                         tracing::warn!(%error, "last offsets were not committed, they will be replayed");
-                        // At least one event comes again, and there may be nobody else to read it now.
-                        let again = matches!(error, KafkaError::Silent(_));
-                        let _ = reply.send(unfinished.max(again.into()));
-                        return Ok(false);
                     }
-                    let _ = reply.send(unfinished);
+                    // Without an answer at least one event comes again, and there may be nobody else to read it now.
+                    let again = matches!(committed, Err(KafkaError::Silent(_)));
+                    let _ = reply.send(unfinished.max(again.into()));
                     return Ok(false);
                 }
                 Ok(PollCommand::Stop) | Err(mpsc::TryRecvError::Disconnected) => {

@@ -22,7 +22,6 @@ use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::breaker::{Allows, Breaker, BreakerState};
-use crate::config::OnSet;
 use crate::dirty::{Dirtied, DirtySet};
 use crate::event::Op;
 use crate::failpoint;
@@ -185,7 +184,7 @@ impl CacheReader {
         let config = &parts.shared.config;
         let backoff = Backoff::clamped(config.memcached.backoff_initial, config.memcached.backoff_max);
         let cache = &config.caches[parts.cache];
-        let invalidates = cache.on_set == OnSet::Invalidate;
+        let invalidates = cache.invalidates();
         CacheReader {
             invalidates,
             touches: Vec::new(),

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::config::{EventAck, OnKafkaDown, OnSet};
+use crate::config::{EventAck, OnKafkaDown};
 use crate::event::{Op, TraceContext};
 use crate::front_door::announcer::{AnnouncerHandle, Receipts};
 use crate::front_door::answers::{self, Asked, Extent, Piece, Silence, Verdict};
@@ -573,7 +573,7 @@ impl FrontDoorUpstream {
         let now_ms = wall_ms().max(0) as u64;
         let counts = &self.parts.shared.counts[self.parts.cache];
         counts.events.fetch_add(keys.len() as u64, Relaxed);
-        let ignores_fills = self.parts.shared.config.caches[self.parts.cache].on_set == OnSet::Invalidate;
+        let ignores_fills = self.parts.shared.config.caches[self.parts.cache].invalidates();
         for (key, said) in &keys {
             let said = said.late(ignores_fills);
             self.announcer.announce(self.parts.cache, key, said, None, None, now_ms);

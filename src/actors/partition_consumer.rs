@@ -19,7 +19,6 @@ use hashbrown::hash_table::Entry;
 use tokio::time::Instant;
 
 use crate::canary::Path;
-use crate::config::OnSet;
 use crate::event::{self, Op};
 use crate::failpoint;
 use crate::handoff::Handoff;
@@ -454,7 +453,7 @@ impl PartitionConsumer {
             },
         };
         let produced_at_ms = record.produced_at();
-        if event.fill && shared.config.caches[self.parts.cache as usize].on_set == OnSet::Invalidate {
+        if event.fill && shared.config.caches[self.parts.cache as usize].invalidates() {
             return Ok(None);
         }
         let ticket = Ticket {

@@ -834,7 +834,7 @@ impl DirtyKeys {
 impl FlowShared {
     /// Whether the cache's policy is to remove copies, never to bring them.
     fn invalidates(&self, cache: u16) -> bool {
-        self.config.caches[cache as usize].on_set == crate::config::OnSet::Invalidate
+        self.config.caches[cache as usize].invalidates()
     }
 }
 

@@ -167,6 +167,11 @@ impl Cache {
         self.doors().next().is_some()
     }
 
+    /// Whether its writes remove the peers' copies instead of bringing values.
+    pub fn invalidates(&self) -> bool {
+        self.on_set == OnSet::Invalidate
+    }
+
     /// Whether this command only fills the cache, by [`Cache::fill_commands`].
     pub fn fills(&self, command: &str) -> bool {
         self.fill_commands.iter().any(|fills| fills == command)

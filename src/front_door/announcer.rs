@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{Config, EventAck, FrontDoor, OnSet};
+use crate::config::{Cache, Config, EventAck, FrontDoor};
 use crate::event::{self, Event, TraceContext};
 use crate::hlc::Hlc;
 use crate::kafka::{Delivery, EventProducer, EventSender, KafkaError, NotTaken};
@@ -99,6 +99,11 @@ impl Topic {
     /// Nothing waits, here or in librdkafka, that could show that Kafka is back.
     fn is_idle(&self) -> bool {
         self.queued.load(SeqCst) == 0 && self.unsent.load(SeqCst) == 0
+    }
+
+    /// Whether a write may go on now though Kafka is away; told to one. That others have filled the queue is no reason.
+    fn lets_in(&self, now_ms: i64) -> bool {
+        self.away.load(Relaxed) && self.is_idle() && once_in(PROBE_EVERY, &self.let_in_ms, now_ms)
     }
 
     /// Kafka did not take an event, or not in time. One that it has heard of a moment ago is there all the same: that was an
@@ -274,7 +279,7 @@ impl Announcer {
                 })
                 .collect(),
             unsent: Mutex::new(Unsent::new(
-                config.caches.iter().map(|cache| cache.on_set == OnSet::Invalidate),
+                config.caches.iter().map(Cache::invalidates),
                 door.max_unsent_keys,
             )),
             receivers: RwLock::default(),
@@ -320,11 +325,10 @@ impl Announcer {
         !self.is_away(cache) && self.shared.queued() < self.most
     }
 
-    /// Whether a write may go on though its event is not taken, as far as is known: one now and then, where nothing else would
-    /// show that Kafka is back. To be asked by who then does.
+    /// Whether a write may go on though Kafka is away, as far as is known: one now and then, where nothing else would show that
+    /// it is back. To be asked by who then does.
     pub fn lets_in(&self, cache: usize) -> bool {
-        let topic = &self.shared.topics[cache];
-        topic.is_idle() && once_in(PROBE_EVERY, &topic.let_in_ms, wall_ms())
+        self.shared.topics[cache].lets_in(wall_ms())
     }
 
     /// Whether an acknowledgement of this cache's events is overdue.
@@ -578,6 +582,16 @@ mod tests {
         topic.queued.store(0, SeqCst);
         // The clock was set back.
         assert_eq!(due(&[5600, 1000]), [false, true]);
+    }
+
+    #[test]
+    fn a_write_is_let_in_only_where_kafka_is_away_and_nothing_else_tries() {
+        let topic = Topic::default();
+        assert!(!topic.lets_in(1_000_000), "the queue is full, of others' events");
+        topic.away.store(true, SeqCst);
+        assert_eq!([0, 1, 500].map(|at| topic.lets_in(1_000_000 + at)), [true, false, true]);
+        topic.unsent.store(1, SeqCst);
+        assert!(!topic.lets_in(2_000_000));
     }
 
     #[test]

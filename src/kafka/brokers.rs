@@ -104,12 +104,11 @@ pub(super) fn commit_within<C: ClientContext>(
     limit: Duration,
 ) -> KafkaResult<()> {
     let client = client.native_ptr();
-    let nothing_said = || RdKafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut);
     // SAFETY: the client is alive, the offsets outlive the call, which copies them. Queue and event are each let go of once;
     // an answer that comes after the queue's end is let go of by librdkafka.
     unsafe {
         let Some(queue) = NonNull::new(ffi::rd_kafka_queue_new(client)) else {
-            return Err(nothing_said());
+            return Err(RdKafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut));
         };
         let asked = ffi::rd_kafka_commit_queue(client, offsets.ptr(), queue.as_ptr(), None, std::ptr::null_mut());
         let mut said = asked;
